@@ -1,0 +1,70 @@
+# The commands a person has to remember: serve, export, test, check. Needs Python 3.11+ and make.
+
+HOST ?= 127.0.0.1
+PORT ?= 5000
+PYTHON ?= python3
+# cpu or cuda: which build of onnxruntime .venv gets, and which provider serves.
+PROVIDER ?= cpu
+# Where torch comes from (export only). The package index's own torch for Linux is a CUDA build of
+# several GB; this index has CPU builds for every platform. Empty: pip's own configuration.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH = $(shell grep '^torch==' requirements/export.in)
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
+
+.PHONY: serve export test test-serve test-export check lock clean
+
+serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
+	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
+
+export: .venv-export/.installed  ## export every model of models.toml whose files can be had
+	.venv-export/bin/python -m export
+	@touch artifacts/.exported
+
+test: test-serve test-export  ## the whole suite, on the real process and the real model
+
+test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
+	.venv-dev/bin/python -m pytest
+
+test-export: .venv-export/.installed artifacts/.exported
+	.venv-export/bin/python -m pytest tests/export
+
+check: .venv-dev/.installed  ## format, lint and types
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/mypy
+
+lock:  ## write the lock files anew (needs uv)
+	for name in serve serve-cuda dev; do \
+	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
+	done
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+	  requirements/export.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/export.txt
+
+clean:
+	rm -rf .venv .venv-dev .venv-export artifacts build embedserve.egg-info
+
+.venv/.installed: $(SERVE_LOCK) pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --require-hashes -r $(SERVE_LOCK)
+	.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-dev/.installed: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-dev
+	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+# torch alone from its index, so that nothing else can come from there; then the rest, pinned.
+.venv-export/.installed: requirements/export.txt requirements/export.in pyproject.toml
+	$(PYTHON) -m venv .venv-export
+	.venv-export/bin/python $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	.venv-export/bin/python $(PIP_INSTALL) -r requirements/export.txt
+	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+artifacts/.exported: models.toml | .venv-export/.installed
+	$(MAKE) export

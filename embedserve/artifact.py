@@ -1,0 +1,280 @@
+"""The artifact directory as a type: Manifest, read, write, digests, golden vectors."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from embedserve.errors import Exit, StartupError
+from embedserve.finishing import ACTIVATIONS
+from embedserve.pooling import POOLING, Floats
+
+FORMAT = 1
+MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"
+FINISHING_KINDS = ("dense", "layer_norm", "normalize")
+PADDING_SIDES = ("right", "left")
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finishing step. `weight` and `bias` name .npy files of the artifact."""
+
+    kind: str
+    eps: float = 0.0
+    activation: str | None = None
+    weight: str | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The certificate: this artifact against sentence-transformers on a fixed set of texts."""
+
+    reference: str
+    texts: int
+    max_abs_difference: float
+    min_cosine: float
+    tolerance: float
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file of the artifact must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All facts about one exported model.
+
+    hidden_size is h of the graph's output (b, t, h); dimension is that of the final vector.
+    max_tokens counts special tokens. masked_up_to is set by graphs with two attention paths:
+    sequences longer than this many tokens must run in passes without padding.
+    """
+
+    name: str
+    format: int
+    repository: str | None
+    revision: str | None
+    model_type: str
+    hidden_size: int
+    dimension: int
+    vocabulary: int
+    max_tokens: int
+    pooling: tuple[str, ...]
+    finishing: tuple[Step, ...]
+    matryoshka: tuple[int, ...]
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    padding_side: str
+    pad_token_id: int
+    precision: str
+    masked_up_to: int | None
+    fingerprint: str
+    created: str
+    parity: Parity | None = None
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether vectors have length 1."""
+        return bool(self.finishing) and self.finishing[-1].kind == "normalize"
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Texts with the reference's token ids and vectors, for the check at start."""
+
+    texts: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
+    vectors: Floats
+
+
+# What does not change a vector, or is derived: everything else goes into the fingerprint.
+_NOT_IN_FINGERPRINT = (
+    "name",
+    "repository",
+    "revision",
+    "fingerprint",
+    "created",
+    "parity",
+    "files",
+)
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Return sha256 over all that determines vectors: facts and the digests of graph and tokenizer.
+
+    Stable across exports of the same files: no time, version, name or report goes in.
+    """
+    facts = {k: v for k, v in asdict(manifest).items() if k not in _NOT_IN_FINGERPRINT}
+    digests = {name: record.sha256 for name, record in manifest.files.items() if name != GOLDEN}
+    text = json.dumps([facts, digests], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Return the file's sha256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(directory: Path, manifest: Manifest) -> Manifest:
+    """Record every file of `directory`, set the fingerprint, write manifest.json; return it."""
+    names = sorted(p.name for p in directory.iterdir() if p.name != MANIFEST)
+    files = {n: FileRecord(sha256(directory / n), (directory / n).stat().st_size) for n in names}
+    manifest = replace(manifest, files=files)
+    manifest = replace(manifest, fingerprint=fingerprint(manifest))
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def read(directory: Path) -> Manifest:
+    """Read and validate manifest.json; StartupError names the file and key.
+
+    Digests are not looked at: see `check_files`.
+    """
+    path = directory / MANIFEST
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StartupError(
+            f"{path}: no such file; make the artifact with `python -m export {directory.name}`",
+            Exit.NOINPUT,
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        found = value.get("format") if isinstance(value, dict) else value
+        raise StartupError(
+            f"{path}: format is {found!r}, this version reads {FORMAT}; export the model again"
+        )
+    manifest: Manifest = _decode(Manifest, value, str(path))
+    _check_choices(manifest, path)
+    if fingerprint(manifest) != manifest.fingerprint:
+        raise StartupError(f"{path}: fingerprint does not match its content; export again")
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest) -> None:
+    """Refuse a missing, extra, altered or linked file, naming it."""
+    found = {p.name for p in directory.iterdir()}
+    expected = {MANIFEST, *manifest.files}
+    for name in sorted(expected ^ found):
+        what = "missing from" if name in expected else "not in the manifest of"
+        raise _altered(directory / name, f"{what} the artifact")
+    for name in sorted(expected):
+        status = (directory / name).lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise _altered(directory / name, "is a link or no regular file")
+    for name, record in manifest.files.items():
+        digest = sha256(directory / name)
+        if digest != record.sha256:
+            raise _altered(
+                directory / name, f"has sha256 {digest}, the manifest says {record.sha256}"
+            )
+
+
+def _altered(path: Path, what: str) -> StartupError:
+    return StartupError(f"{path}: {what}; export the model again: python -m export --force")
+
+
+def write_golden(directory: Path, golden: Golden) -> None:
+    """Write golden.json: vectors as base64 of little-endian float32."""
+    value = {
+        "dimension": int(golden.vectors.shape[1]),
+        "texts": list(golden.texts),
+        "token_ids": [list(ids) for ids in golden.token_ids],
+        "vectors": [
+            base64.b64encode(v.astype("<f4").tobytes()).decode("ascii") for v in golden.vectors
+        ],
+    }
+    text = json.dumps(value, indent=1, ensure_ascii=True)
+    (directory / GOLDEN).write_text(text + "\n", encoding="utf-8")
+
+
+def read_golden(directory: Path) -> Golden:
+    """Read golden.json; the vectors are (n, dimension) float32."""
+    path = directory / GOLDEN
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        rows = [np.frombuffer(base64.b64decode(v, validate=True), "<f4") for v in value["vectors"]]
+        vectors = np.stack(rows).astype(np.float32)
+        ids = tuple(tuple(int(i) for i in row) for row in value["token_ids"])
+        golden = Golden(tuple(value["texts"]), ids, vectors)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StartupError(f"{path}: cannot be read: {error}") from error
+    if not len(golden.texts) == len(golden.token_ids) == len(golden.vectors) > 0:
+        raise StartupError(f"{path}: texts, token_ids and vectors differ in number")
+    return golden
+
+
+def read_array(directory: Path, name: str) -> Floats:
+    """Read a float32 .npy file of the artifact."""
+    array: Floats = np.load(directory / name, allow_pickle=False)
+    if array.dtype != np.float32:
+        raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
+    return array
+
+
+def _check_choices(manifest: Manifest, path: Path) -> None:
+    tables: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+        ("pooling", manifest.pooling, tuple(POOLING)),
+        ("finishing", tuple(s.kind for s in manifest.finishing), FINISHING_KINDS),
+        ("padding_side", (manifest.padding_side,), PADDING_SIDES),
+        ("precision", (manifest.precision,), PRECISIONS),
+        (
+            "activation",
+            tuple(s.activation for s in manifest.finishing if s.activation),
+            tuple(ACTIVATIONS),
+        ),
+    ]
+    for key, values, accepted in tables:
+        for value in values:
+            if value not in accepted:
+                raise StartupError(f'{path}: {key} = "{value}"; one of {", ".join(accepted)}')
+    if not manifest.pooling:
+        raise StartupError(f"{path}: pooling is empty; one of {', '.join(POOLING)}")
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Build `kind` (a dataclass, tuple, mapping or scalar type) from JSON, exact in every type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _decode(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is Mapping and isinstance(value, dict):
+        return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hasattr(kind, "__dataclass_fields__") and isinstance(value, dict):
+        return _decode_fields(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise StartupError(f"{where}: {value!r} is not a valid {getattr(kind, '__name__', kind)}")
+
+
+def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}
+    if names != set(value):
+        odd = ", ".join(sorted(names ^ set(value)))
+        raise StartupError(f"{where}: missing or unknown keys: {odd}; export the model again")
+    return kind(**{k: _decode(hints[k], v, f"{where}: {k}") for k, v in value.items()})

@@ -1,0 +1,90 @@
+"""Request errors (status, type, code) and start-up errors (exit status): two roots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+INVALID_REQUEST = "invalid_request_error"
+AUTHENTICATION = "authentication_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER = "server_error"
+
+# code -> (HTTP status, OpenAI error type). The README's table is checked against this one.
+ERRORS: Mapping[str, tuple[int, str]] = {
+    "invalid_json": (400, INVALID_REQUEST),
+    "invalid_type": (400, INVALID_REQUEST),
+    "missing_parameter": (400, INVALID_REQUEST),
+    "unknown_parameter": (400, INVALID_REQUEST),
+    "invalid_value": (400, INVALID_REQUEST),
+    "empty_input": (400, INVALID_REQUEST),
+    "too_many_inputs": (400, INVALID_REQUEST),
+    "too_many_tokens": (400, INVALID_REQUEST),
+    "input_too_long": (400, INVALID_REQUEST),
+    "context_length_exceeded": (400, INVALID_REQUEST),
+    "token_ids_not_accepted": (400, INVALID_REQUEST),
+    "token_id_out_of_range": (400, INVALID_REQUEST),
+    "dimensions_not_supported": (400, INVALID_REQUEST),
+    "prompt_not_found": (400, INVALID_REQUEST),
+    "model_not_found": (404, INVALID_REQUEST),
+    "unknown_url": (404, INVALID_REQUEST),
+    "method_not_allowed": (405, INVALID_REQUEST),
+    "request_timeout": (408, INVALID_REQUEST),
+    "fingerprint_mismatch": (412, INVALID_REQUEST),
+    "request_too_large": (413, INVALID_REQUEST),
+    "unsupported_media_type": (415, INVALID_REQUEST),
+    "unsupported_encoding": (415, INVALID_REQUEST),
+    "queue_full": (429, RATE_LIMIT),
+    "inference_failed": (500, SERVER),
+    "non_finite_embedding": (500, SERVER),
+    "internal_error": (500, SERVER),
+    "not_ready": (503, SERVER),
+    "draining": (503, SERVER),
+    "deadline_exceeded": (504, SERVER),
+}
+
+
+class RequestError(Exception):
+    """One request cannot be answered; the server goes on.
+
+    `code` is a key of ERRORS; `message` says what was found, what is accepted and where; `param`
+    names the offending field ("input[17]"); `headers` are added to the answer.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status, self.type = ERRORS[code]
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection: nobody is left to answer."""
+
+
+class Exit(IntEnum):
+    """Exit statuses of sysexits.h, as far as they are used here."""
+
+    USAGE = 64  # the command line is wrong
+    DATAERR = 65  # a model's files are wrong or not understood
+    NOINPUT = 66  # a file or directory is missing
+    UNAVAILABLE = 69  # a source, an address or a provider cannot be had
+    SOFTWARE = 70  # a check of our own work failed
+    CANTCREAT = 73  # an output cannot be written
+    CONFIG = 78  # configuration or an artifact is not what it says
+
+
+class StartupError(Exception):
+    """The command cannot start or finish: one line on standard error and an exit status."""
+
+    def __init__(self, message: str, status: Exit = Exit.CONFIG) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,118 @@
+"""Every metric: name, help, labels, buckets, on one injected registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from embedserve.errors import ERRORS
+
+# A creation time beside every series doubles the scrape, and Prometheus' text format has no use
+# for it.
+disable_created_metrics()
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OUTCOMES = ("ok", "cancelled", *ERRORS)
+NO_MODEL = ""  # the label of a request that names no model we serve
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric; the README's table is checked against METRICS."""
+
+    kind: type[Counter] | type[Gauge] | type[Histogram]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ("model",)
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: tuple[Row, ...] = (
+    Row(Counter, "requests_total", "Embedding requests by outcome.", ("model", "outcome")),
+    Row(Counter, "texts_total", "Texts embedded."),
+    Row(Counter, "tokens_total", "Tokens run, special tokens and prompts included."),
+    Row(Counter, "padding_tokens_total", "Padding tokens run."),
+    Row(Counter, "truncated_texts_total", "Texts cut to the model's limit."),
+    Row(Counter, "failed_passes_total", "Forward passes that raised an error."),
+    Row(Histogram, "request_duration_seconds", "Whole request.", ("model",), _SECONDS),
+    Row(Histogram, "tokenization_duration_seconds", "Tokenizing a request.", ("model",), _SECONDS),
+    Row(Histogram, "queue_wait_seconds", "Queued until the first pass.", ("model",), _SECONDS),
+    Row(Histogram, "inference_duration_seconds", "One forward pass.", ("model",), _SECONDS),
+    Row(Histogram, "batch_size", "Sequences in a forward pass.", ("model",), _SIZES),
+    Row(Histogram, "batch_tokens", "Tokens in a pass with padding.", ("model",), _TOKENS),
+    Row(Histogram, "padding_ratio", "Padding / tokens of a pass.", ("model",), _RATIOS),
+    Row(Gauge, "queue_depth", "Sequences that wait."),
+    Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
+    Row(
+        Gauge,
+        "model_info",
+        "1 for each model served.",
+        ("model", "fingerprint", "dimension", "max_tokens", "precision", "provider"),
+    ),
+)
+
+
+class Metrics:
+    """All metrics of one server, every series present from the first scrape on."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        made = {row.name: _make(row, self.registry) for row in METRICS}
+        self.requests: Counter = made["requests_total"]
+        self.texts: Counter = made["texts_total"]
+        self.tokens: Counter = made["tokens_total"]
+        self.padding_tokens: Counter = made["padding_tokens_total"]
+        self.truncated_texts: Counter = made["truncated_texts_total"]
+        self.failed_passes: Counter = made["failed_passes_total"]
+        self.request_duration: Histogram = made["request_duration_seconds"]
+        self.tokenization_duration: Histogram = made["tokenization_duration_seconds"]
+        self.queue_wait: Histogram = made["queue_wait_seconds"]
+        self.inference_duration: Histogram = made["inference_duration_seconds"]
+        self.batch_size: Histogram = made["batch_size"]
+        self.batch_tokens: Histogram = made["batch_tokens"]
+        self.padding_ratio: Histogram = made["padding_ratio"]
+        self.queue_depth: Gauge = made["queue_depth"]
+        self.requests_in_flight: Gauge = made["requests_in_flight"]
+        self.model_info: Gauge = made["model_info"]
+        self._by_model = [made[row.name] for row in METRICS if row.labels == ("model",)]
+        for outcome in OUTCOMES:
+            self.requests.labels(NO_MODEL, outcome)
+
+    def add_model(self, name: str, depth: Callable[[], float], **info: str) -> None:
+        """Make every series of a model; `depth` is asked at each scrape."""
+        for metric in self._by_model:
+            metric.labels(name)
+        for outcome in OUTCOMES:
+            self.requests.labels(name, outcome)
+        self.queue_depth.labels(name).set_function(depth)
+        self.model_info.labels(model=name, **info).set(1)
+
+    def render(self) -> bytes:
+        """Return the Prometheus text format."""
+        return generate_latest(self.registry)
+
+
+def _make(row: Row, registry: CollectorRegistry) -> Any:
+    name = f"embedserve_{row.name}"
+    if row.kind is Histogram:
+        return Histogram(name, row.help, row.labels, registry=registry, buckets=row.buckets)
+    return row.kind(name, row.help, row.labels, registry=registry)

@@ -1,0 +1,311 @@
+"""Model (encode -> embed -> finish) and ModelRegistry (load, warm, check, drain)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from embedserve import artifact, finishing
+from embedserve.artifact import Golden, Manifest
+from embedserve.backend import OnnxBackend
+from embedserve.batching import Shape, pad
+from embedserve.config import ModelSpec
+from embedserve.errors import ClientLeftError, Exit, RequestError, StartupError
+from embedserve.metrics import Metrics
+from embedserve.pooling import Floats
+from embedserve.schemas import EmbeddingsRequest
+from embedserve.tokenization import Encoded, Tokenizer
+from embedserve.worker import Engine, Job, Worker
+
+log = logging.getLogger(__name__)
+
+# What a vector may differ from the reference's in any component, by the artifact's precision.
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
+
+# sentence-transformers' encode_query and encode_document look for these prompts, in this order.
+INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "query": ("query", "search_query"),
+    "document": ("document", "passage", "corpus", "search_document"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A request's vectors (n, dim) float32, and what it took (seconds)."""
+
+    rows: Floats
+    tokens: int
+    truncated: list[int]
+    tokenize: float
+    queue: float
+    inference: float
+
+
+class Model:
+    """One served model: facts, tokenizer and engine. Owned by the event loop."""
+
+    def __init__(
+        self, spec: ModelSpec, manifest: Manifest, tokenizer: Tokenizer, backend: OnnxBackend
+    ) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.provider = backend.provider
+        self.engine = Engine(
+            name=spec.name,
+            backend=backend,
+            # Attention's share of a transformer layer's work is t / (6 h): 2 * t * h products of
+            # scores and values per token against 12 * h * h of the projections.
+            shape=Shape(spec.name, 6.0 * manifest.hidden_size, manifest.masked_up_to),
+            dimension=manifest.dimension,
+            pad_token_id=manifest.pad_token_id,
+            padding_side=manifest.padding_side,
+        )
+
+    async def embed(
+        self,
+        request: EmbeddingsRequest,
+        worker: Worker,
+        max_tokens: int,
+        left: asyncio.Future[None],
+        deadline: float,
+    ) -> Embedded:
+        """Tokenize, queue, wait for the rows, cut to `dimensions`; RequestError when refused.
+
+        `left` is done when the client has gone: ClientLeftError is raised. `deadline` is a time of
+        time.perf_counter: then 504. Either way what still waits of the request is never computed.
+        """
+        start = time.perf_counter()
+        self._check_dimensions(request.dimensions)
+        encoded = await worker.encode(self._encoding(request))
+        if encoded.tokens > max_tokens:
+            raise RequestError(
+                "too_many_tokens",
+                f"input has {encoded.tokens} tokens; at most {max_tokens} are "
+                "accepted in one request",
+                "input",
+            )
+        tokenized = time.perf_counter()
+        job = worker.submit(self.engine, encoded.sequences)
+        rows = await _rows(job, worker, left, deadline)
+        if request.dimensions not in (None, self.manifest.dimension):
+            rows = finishing.truncate(rows, request.dimensions)
+        started = job.started if job.started is not None else job.finished
+        return Embedded(
+            rows=rows,
+            tokens=encoded.tokens,
+            truncated=encoded.truncated,
+            tokenize=tokenized - start,
+            queue=started - job.submitted,
+            inference=job.finished - started,
+        )
+
+    def prompt(self, request: EmbeddingsRequest) -> str:
+        """Return the text put before each input: none unless asked for or the model's default."""
+        prompts = self.manifest.prompts
+        if request.input_type is not None:
+            for name in INPUT_TYPES[request.input_type]:
+                if name in prompts:
+                    return prompts[name]
+            raise self._no_prompt("input_type", request.input_type)
+        wanted = request.prompt_name or self.manifest.default_prompt_name
+        if wanted is None:
+            return ""
+        if wanted not in prompts:
+            raise self._no_prompt("prompt_name", wanted)
+        return prompts[wanted]
+
+    def _encoding(self, request: EmbeddingsRequest) -> Callable[[], Encoded]:
+        if request.texts is not None:
+            texts, prompt, truncate = request.texts, self.prompt(request), request.truncate
+            return lambda: self.tokenizer.encode(texts, prompt, truncate)
+        ids = request.token_ids or []
+        if not self.spec.accept_token_ids:
+            raise RequestError(
+                "token_ids_not_accepted",
+                "input holds token ids, which may be another tokenizer's; send strings "
+                "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+                "input",
+            )
+        return lambda: self.tokenizer.check_token_ids(ids)
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
+        own = self.manifest.dimension
+        if dimensions is None or dimensions == own:
+            return
+        if self.manifest.matryoshka and dimensions <= own:
+            return
+        accepted = f"1 to {own}" if self.manifest.matryoshka else f"only {own}"
+        raise RequestError(
+            "dimensions_not_supported",
+            f"dimensions is {dimensions}; {self.name} accepts {accepted}",
+            "dimensions",
+        )
+
+    def _no_prompt(self, param: str, found: str) -> RequestError:
+        known = ", ".join(self.manifest.prompts) or "none"
+        return RequestError(
+            "prompt_not_found",
+            f"{param} is {found[:64]!r}; prompts of {self.name}: {known}",
+            param,
+        )
+
+
+async def _rows(job: Job, worker: Worker, left: asyncio.Future[None], deadline: float) -> Floats:
+    """Wait for the rows, for as long as the client and the deadline do."""
+    try:
+        await asyncio.wait(
+            (job.future, left),
+            timeout=max(0.0, deadline - time.perf_counter()),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if job.future.done():
+            return job.future.result()
+        if left.done():
+            raise ClientLeftError
+        raise RequestError("deadline_exceeded", "the request's deadline passed before its answer")
+    finally:
+        if not job.future.done():
+            worker.cancel(job)
+
+
+class ModelRegistry:
+    """The models that are served, in the order of models.toml."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def engines(self) -> dict[str, Engine]:
+        """Name -> engine, for the Worker."""
+        return {model.name: model.engine for model in self}
+
+    def find(self, name: str | None) -> Model:
+        """Return the model of that name; without one the only model. 404 or 400 otherwise."""
+        known = ", ".join(self._models)
+        if name is None:
+            if len(self._models) == 1:
+                return next(iter(self))
+            raise RequestError("missing_parameter", f"model is missing; one of {known}", "model")
+        if name not in self._models:
+            raise RequestError(
+                "model_not_found", f"model {name[:128]!r} does not exist; one of {known}", "model"
+            )
+        return self._models[name]
+
+
+def load(specs: Iterable[ModelSpec], artifacts: Path, provider: str) -> ModelRegistry:
+    """Load each model's artifact, check digests and golden vectors. StartupError names the file."""
+    return ModelRegistry([load_model(spec, artifacts / spec.name, provider) for spec in specs])
+
+
+def load_model(spec: ModelSpec, directory: Path, provider: str) -> Model:
+    """Load one artifact and prove it on the provider that will serve it."""
+    start = time.perf_counter()
+    manifest = artifact.read(directory)
+    artifact.check_files(directory, manifest)
+    model = Model(
+        spec, manifest, Tokenizer(directory, manifest), OnnxBackend(directory, manifest, provider)
+    )
+    loaded = time.perf_counter()
+    difference = check_golden(model, artifact.read_golden(directory), directory)
+    log.info(
+        "model %s: loaded in %.2f s, golden vectors within %.1e in %.2f s, fingerprint %.12s",
+        spec.name,
+        loaded - start,
+        difference,
+        time.perf_counter() - loaded,
+        manifest.fingerprint,
+    )
+    return model
+
+
+def check_golden(model: Model, golden: Golden, directory: Path) -> float:
+    """Embed the golden texts and return the largest difference; StartupError past tolerance."""
+    ids = model.tokenizer.encode(golden.texts).sequences
+    for i, expected in enumerate(golden.token_ids):
+        if ids[i].tolist() != list(expected):
+            raise StartupError(
+                f"{directory / artifact.GOLDEN}: this tokenizer gives other token ids than "
+                f"sentence-transformers for text {i}; export again with this version of tokenizers"
+            )
+    engine = model.engine
+    rows = [
+        engine.backend.embed(pad([row], engine.pad_token_id, engine.padding_side))[0] for row in ids
+    ]
+    difference = float(np.abs(np.stack(rows) - golden.vectors).max())
+    tolerance = TOLERANCES[model.manifest.precision]
+    if not difference <= tolerance:  # a NaN is no pass
+        raise StartupError(
+            f"{directory}: golden vectors differ by {difference:.1e} on {model.provider}, at most "
+            f"{tolerance:.0e} is accepted; export again, or use another provider"
+        )
+    return difference
+
+
+def choose(
+    models: Mapping[str, ModelSpec], names: Iterable[str], artifacts: Path, skip_missing: bool
+) -> list[ModelSpec]:
+    """Return the models to serve: those named, else all; or all that have an artifact."""
+    names = list(names)
+    for name in names:
+        if name not in models:
+            raise StartupError(
+                f"--model {name}: not in models.toml; one of {', '.join(models)}", Exit.USAGE
+            )
+    chosen = [spec for name, spec in models.items() if not names or name in names]
+    missing = [s.name for s in chosen if not (artifacts / s.name / artifact.MANIFEST).exists()]
+    if missing and (not skip_missing or names or len(missing) == len(chosen)):
+        raise StartupError(
+            f"{artifacts / missing[0] / artifact.MANIFEST}: no such file; make it with "
+            f"`python -m export {missing[0]}`, or serve fewer models with --model NAME or "
+            "--skip-missing",
+            Exit.NOINPUT,
+        )
+    for name in missing:
+        log.warning("model %s: not served, it has no artifact in %s", name, artifacts)
+    return [spec for spec in chosen if spec.name not in missing]
+
+
+def register_metrics(registry: ModelRegistry, worker: Worker, metrics: Metrics) -> None:
+    """Make every series of every model."""
+    for model in registry:
+        manifest, shape = model.manifest, model.engine.shape
+        metrics.add_model(
+            model.name,
+            depth=functools.partial(worker.queue.depth, shape),
+            fingerprint=manifest.fingerprint,
+            dimension=str(manifest.dimension),
+            max_tokens=str(manifest.max_tokens),
+            precision=manifest.precision,
+            provider=model.provider,
+        )
+
+
+def describe(model: Model) -> dict[str, object]:
+    """The model object of GET models/{id}: what a client needs to know."""
+    manifest = model.manifest
+    return {
+        "dimension": manifest.dimension,
+        "dimensions": list(manifest.matryoshka) or [manifest.dimension],
+        "max_tokens": manifest.max_tokens,
+        "pooling": list(manifest.pooling),
+        "normalized": manifest.normalized,
+        "prompts": dict(manifest.prompts),
+        "default_prompt_name": manifest.default_prompt_name,
+        "precision": manifest.precision,
+        "provider": model.provider,
+        "fingerprint": manifest.fingerprint,
+        "source": {"repository": manifest.repository, "revision": manifest.revision},
+        "parity": asdict(manifest.parity) if manifest.parity else None,
+    }

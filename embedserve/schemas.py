@@ -1,0 +1,220 @@
+"""The wire: bytes -> requests; vectors -> bytes; the error body."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import orjson
+
+from embedserve.errors import RequestError
+from embedserve.pooling import Floats
+from embedserve.tokenization import Truncate
+
+EncodingFormat = Literal["float", "base64"]
+InputType = Literal["query", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRequest:
+    """A well-formed POST embeddings. `texts` or `token_ids` has 1 to max_inputs items."""
+
+    model: str | None
+    texts: list[str] | None
+    token_ids: list[list[int]] | None
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = None
+    input_type: InputType | None = None
+    prompt_name: str | None = None
+    truncate: Truncate = "end"
+
+
+def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
+    """Check a request's body, exact in every type; RequestError names the first offender."""
+    value = _object(body)
+    unknown = next((key for key in value if key not in _FIELDS), None)
+    if unknown is not None:
+        name = _clip(unknown)
+        raise RequestError(
+            "unknown_parameter",
+            f"unknown field {name!r}; accepted: {', '.join(_FIELDS)}",
+            name,
+        )
+    if "input" not in value:
+        raise RequestError(
+            "missing_parameter", "input is missing; a string or an array of strings", "input"
+        )
+    texts, token_ids = _input(value["input"], max_inputs)
+    checked = {key: check(value[key], key) for key, check in _CHECKS.items() if key in value}
+    checked.pop("user", None)
+    checked = {key: v for key, v in checked.items() if v is not None}
+    if "input_type" in checked and "prompt_name" in checked:
+        raise RequestError(
+            "invalid_value", "input_type and prompt_name exclude each other; send one", "input_type"
+        )
+    return EmbeddingsRequest(
+        model=checked.pop("model", None), texts=texts, token_ids=token_ids, **checked
+    )
+
+
+def render_embeddings(
+    model: str,
+    rows: Floats,
+    tokens: int,
+    truncated: Sequence[int],
+    encoding_format: EncodingFormat,
+) -> bytes:
+    """Render rows (n, dim) as the answer's JSON.
+
+    Floats are the shortest decimals that give back the same float32; base64 is of little-endian
+    float32.
+    """
+    dims = rows.shape[1]
+    if encoding_format == "base64":
+        raw = np.ascontiguousarray(rows, "<f4").tobytes()
+        width = dims * 4
+        values: Sequence[Any] = [
+            base64.b64encode(raw[i : i + width]).decode("ascii") for i in range(0, len(raw), width)
+        ]
+    else:
+        values = cast(Sequence[Any], rows)
+    data = [
+        {"object": "embedding", "index": i, "dims": dims, "embedding": value}
+        for i, value in enumerate(values)
+    ]
+    usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    if truncated:
+        usage["truncated"] = list(truncated)
+    answer = {"object": "list", "data": data, "model": model, "usage": usage}
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def render(value: Mapping[str, Any]) -> bytes:
+    """Render a small answer as JSON."""
+    return orjson.dumps(value)
+
+
+def render_error(error: RequestError) -> bytes:
+    """Render OpenAI's error body."""
+    body = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return orjson.dumps({"error": body})
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise RequestError(
+            "invalid_json", "the body is not valid JSON in UTF-8; a JSON object is accepted"
+        ) from None
+    if not isinstance(value, dict):
+        raise RequestError("invalid_type", f"the body is {_kind(value)}; an object is accepted")
+    return value
+
+
+def _input(value: Any, max_inputs: int) -> tuple[list[str] | None, list[list[int]] | None]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        raise RequestError(
+            "invalid_type",
+            f"input is {_kind(value)}; a string or an array of strings is accepted",
+            "input",
+        )
+    if not value:
+        raise RequestError("empty_input", "input is an empty array; 1 or more are needed", "input")
+    if type(value[0]) is int:  # one text's token ids
+        value = [value]
+    if len(value) > max_inputs:
+        raise RequestError(
+            "too_many_inputs",
+            f"input has {len(value)} items; at most {max_inputs} are accepted in one request",
+            "input",
+        )
+    if isinstance(value[0], list):
+        return None, _token_ids(value)
+    for i, text in enumerate(value):
+        if not isinstance(text, str):
+            raise _wrong_type(f"input[{i}]", text, "a string")
+        if not text:
+            raise RequestError("empty_input", f"input[{i}] is an empty string", f"input[{i}]")
+    return value, None
+
+
+def _token_ids(value: list[Any]) -> list[list[int]]:
+    for i, ids in enumerate(value):
+        if not isinstance(ids, list) or any(type(token) is not int for token in ids):
+            raise _wrong_type(f"input[{i}]", ids, "an array of integers, as the first item is")
+        if not ids:
+            raise RequestError("empty_input", f"input[{i}] has no token ids", f"input[{i}]")
+    return value
+
+
+def _check_string(value: Any, key: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise _wrong_type(key, value, "a string")
+    return value
+
+
+def _choice(*choices: str) -> Callable[[Any, str], str | None]:
+    def check(value: Any, key: str) -> str | None:
+        text = _check_string(value, key)
+        if text is not None and text not in choices:
+            accepted = ", ".join(f'"{choice}"' for choice in choices)
+            raise RequestError("invalid_value", f'{key} is "{_clip(text)}"; one of {accepted}', key)
+        return text
+
+    return check
+
+
+def _dimensions(value: Any, key: str) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise _wrong_type(key, value, "an integer")
+    if value < 1:
+        raise RequestError("invalid_value", f"dimensions is {value}; 1 or more", key)
+    return value
+
+
+_CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
+    "model": _check_string,
+    "encoding_format": _choice("float", "base64"),
+    "dimensions": _dimensions,
+    "user": _check_string,
+    "input_type": _choice("query", "document"),
+    "prompt_name": _check_string,
+    "truncate": _choice("error", "end", "start"),
+}
+_FIELDS = ("input", *_CHECKS)
+
+_KINDS: Mapping[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def _kind(value: Any) -> str:
+    return _KINDS[type(value)]
+
+
+def _wrong_type(param: str, value: Any, accepted: str) -> RequestError:
+    return RequestError("invalid_type", f"{param} is {_kind(value)}; {accepted} is accepted", param)
+
+
+def _clip(text: str, limit: int = 64) -> str:
+    """Shorten what a client sent before it stands in a message."""
+    return text if len(text) <= limit else text[:limit] + "…"

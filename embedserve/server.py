@@ -1,0 +1,52 @@
+"""The uvicorn server of this service: its settings, and the socket it listens on."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from embedserve.config import Settings
+from embedserve.errors import Exit, StartupError
+
+# Longer than the 60 s after which common load balancers drop an idle connection: the side that
+# closes first must not be the one that may still be sent a request.
+KEEP_ALIVE_SECONDS = 75
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Bind before models load, so that an address in use costs no time. StartupError otherwise."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(1)  # two processes may bind one address until one of them listens
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
+            "with --host and --port",
+            Exit.UNAVAILABLE,
+        ) from error
+    return listener
+
+
+def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what is in flight."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",  # plain asyncio spins when descriptors run out
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,126 @@
+"""Texts -> token ids as the model sees them: prompt, truncation, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tokenizers
+
+from embedserve.artifact import TOKENIZER, Manifest
+from embedserve.errors import RequestError, StartupError
+from embedserve.pooling import Ints
+
+Truncate = Literal["error", "end", "start"]
+
+# Truncation does not bound a tokenizer's work (1 M CJK characters: 3.7 s at a limit of 256
+# tokens), so characters are bounded first. No cut here: a text of very long words may still fit.
+CHARACTERS_PER_TOKEN = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of each text, (t_i,) int64 with special tokens, and which texts were cut."""
+
+    sequences: list[Ints]
+    truncated: list[int]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model will run."""
+        return sum(len(ids) for ids in self.sequences)
+
+
+class Tokenizer:
+    """A model's tokenizer with the settings of its manifest, never changed after load.
+
+    Safe to call from several threads: nothing here is written after `__init__`.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        path = directory / TOKENIZER
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise StartupError(f"{path}: cannot be read as a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocabulary = manifest.vocabulary
+        self.max_tokens = manifest.max_tokens
+        self.max_characters = manifest.max_tokens * CHARACTERS_PER_TOKEN
+        self._prefix, self._suffix = self._special_tokens(path)
+
+    def encode(self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end") -> Encoded:
+        """Tokenize prompt + text, each to at most `max_tokens` ids with special tokens.
+
+        `truncate` says which end of a longer text is cut, or that it is an error. Call it in a
+        thread: `encode_batch` releases the GIL.
+        """
+        self._check_characters(texts, prompt)
+        encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
+        sequences = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.max_tokens]
+        for i in truncated:
+            if truncate == "error":
+                raise RequestError(
+                    "context_length_exceeded",
+                    f"input[{i}] has {len(sequences[i])} tokens with special tokens and prompt; at "
+                    f'most {self.max_tokens} are accepted. Shorten it, or send truncate: "end".',
+                    f"input[{i}]",
+                )
+            sequences[i] = self._cut(sequences[i], truncate)
+        return Encoded(sequences, truncated)
+
+    def check_token_ids(self, sequences: Sequence[Sequence[int]]) -> Encoded:
+        """Take the model's own token ids, as a client may send them where that is allowed."""
+        for i, ids in enumerate(sequences):
+            if len(ids) > self.max_tokens:
+                raise RequestError(
+                    "context_length_exceeded",
+                    f"input[{i}] has {len(ids)} token ids; at most {self.max_tokens} are accepted",
+                    f"input[{i}]",
+                )
+            for token in ids:
+                if not 0 <= token < self.vocabulary:
+                    raise RequestError(
+                        "token_id_out_of_range",
+                        f"input[{i}] has the token id {token}; accepted: 0 to "
+                        f"{self.vocabulary - 1}",
+                        f"input[{i}]",
+                    )
+        return Encoded([np.array(ids, np.int64) for ids in sequences], [])
+
+    def _check_characters(self, texts: Sequence[str], prompt: str) -> None:
+        for i, text in enumerate(texts):
+            if len(text) + len(prompt) > self.max_characters:
+                raise RequestError(
+                    "input_too_long",
+                    f"input[{i}] has {len(text)} characters; at most "
+                    f"{self.max_characters - len(prompt)} are accepted by this model",
+                    f"input[{i}]",
+                )
+
+    def _cut(self, ids: Ints, truncate: Truncate) -> Ints:
+        """Cut the content and keep the special tokens around it."""
+        content = ids[self._prefix : len(ids) - self._suffix]
+        room = self.max_tokens - self._prefix - self._suffix
+        kept = content[:room] if truncate == "end" else content[len(content) - room :]
+        tail = ids[len(ids) - self._suffix :] if self._suffix else ids[:0]
+        return np.concatenate([ids[: self._prefix], kept, tail])
+
+    def _special_tokens(self, path: Path) -> tuple[int, int]:
+        """Count the special tokens put before and after a text, or refuse the tokenizer."""
+        probe = "a b"
+        bare = self._tokenizer.encode(probe, add_special_tokens=False).ids
+        full = self._tokenizer.encode(probe)
+        extra = len(full.ids) - len(bare)
+        for prefix in range(extra + 1):
+            if full.ids[prefix : prefix + len(bare)] == bare and not any(full.type_ids):
+                return prefix, extra - prefix
+        raise StartupError(
+            f"{path}: its post-processor does more than put special tokens before and after a text "
+            "(or gives token types other than 0); not supported"
+        )

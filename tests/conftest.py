@@ -1,0 +1,146 @@
+"""Real servers for the tests: the process of .venv, on tiny artifacts and on the exported ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+# The environment that only serves: the tests' own has more in it.
+SERVE = ROOT / ".venv" / "bin" / "embedserve"
+EXPORT_PYTHON = ROOT / ".venv-export" / "bin" / "python"
+MINILM = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running `embedserve serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def client(self, **options: float) -> httpx.Client:
+        """A client of its own connections."""
+        return httpx.Client(base_url=self.url, trust_env=False, timeout=60, **options)  # type: ignore[arg-type]  # only numbers are passed
+
+    def embed(self, **body: object) -> httpx.Response:
+        """POST /v1/embeddings on a connection of its own."""
+        with self.client() as client:
+            return client.post("/v1/embeddings", json=body)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+Start = Callable[..., Server]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a server's process gets: no HOME, no proxy, nothing of the tests' own."""
+    return {"PATH": os.environ["PATH"], **more}
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start servers; those still running at the end are killed."""
+    servers: list[Server] = []
+
+    def start_server(models: Path, artifacts: Path, *flags: str, **env: str) -> Server:
+        log = tmp_path_factory.mktemp("server") / "log"
+        command = [SERVE, "serve", "--port", "0", "--models", models, "--artifacts", artifacts]
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [*command, *flags],
+                stderr=output,
+                stdout=output,
+                text=True,
+                env=environment(**env),
+            )
+        servers.append(Server(process, _wait_for_url(process, log), log))
+        return servers[-1]
+
+    yield start_server
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+def _wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
+    """Follow the log until the server says where it listens, then until it answers."""
+    with log.open() as lines:
+        text = ""
+        while process.poll() is None:
+            text += lines.read()
+            found = re.search(r"serving .* on (http://\S+)", text)
+            if found:
+                with httpx.Client(
+                    trust_env=False, transport=httpx.HTTPTransport(retries=20)
+                ) as client:
+                    client.get(f"{found[1]}/readyz").raise_for_status()
+                return found[1]
+    raise AssertionError(f"the server ended with {process.returncode}: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """artifacts/ of three tiny models beside their models.toml."""
+    root = tmp_path_factory.mktemp("tiny")
+    tiny.write(root / "artifacts" / "tiny")
+    tiny.write(
+        root / "artifacts" / "matryoshka",
+        "matryoshka",
+        matryoshka=(4, 2),
+        prompts={"query": "a ", "document": "b "},
+    )
+    tiny.models_toml(
+        root / "models.toml", {"tiny": "", "matryoshka": "accept_token_ids = true"}
+    )
+    return root / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def server(start: Start, tiny_artifacts: Path) -> Server:
+    """One server of tiny models, shared by tests that leave it as it was."""
+    return start(tiny_artifacts.parent / "models.toml", tiny_artifacts)
+
+
+@pytest.fixture(scope="session")
+def minilm(start: Start) -> Server:
+    """One server of the real all-MiniLM-L6-v2, as exported by `make export`."""
+    return start(ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM)
+
+
+def run(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `embedserve` of .venv to its end."""
+    return subprocess.run(
+        [SERVE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment(**env),
+    )
+
+
+def run_python(code: str) -> str:
+    """Run code in the serve environment; its standard output."""
+    python = SERVE.with_name("python")
+    done = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True, env=environment()
+    )
+    return done.stdout
+
+
