@@ -6,9 +6,11 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 import pytest
@@ -29,6 +31,7 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    copier: threading.Thread
 
     def client(self, **options: float) -> httpx.Client:
         """A client of its own connections."""
@@ -59,39 +62,40 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     servers: list[Server] = []
 
     def start_server(models: Path, artifacts: Path, *flags: str, **env: str) -> Server:
-        log = tmp_path_factory.mktemp("server") / "log"
         command = [SERVE, "serve", "--port", "0", "--models", models, "--artifacts", artifacts]
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [*command, *flags],
-                stderr=output,
-                stdout=output,
-                text=True,
-                env=environment(**env),
-            )
-        servers.append(Server(process, _wait_for_url(process, log), log))
+        process = subprocess.Popen(
+            [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment(**env)
+        )
+        servers.append(_until_serving(process, tmp_path_factory.mktemp("server") / "log"))
         return servers[-1]
 
     yield start_server
     for server in servers:
         server.process.kill()
         server.process.wait()
+        server.copier.join()
 
 
-def _wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
-    """Follow the log until the server says where it listens, then until it answers."""
-    with log.open() as lines:
-        text = ""
-        while process.poll() is None:
-            text += lines.read()
-            found = re.search(r"serving .* on (http://\S+)", text)
-            if found:
-                with httpx.Client(
-                    trust_env=False, transport=httpx.HTTPTransport(retries=20)
-                ) as client:
-                    client.get(f"{found[1]}/readyz").raise_for_status()
-                return found[1]
-    raise AssertionError(f"the server ended with {process.returncode}: {log.read_text()}")
+def _until_serving(process: subprocess.Popen[str], log: Path) -> Server:
+    """Read the log until the server says where it listens; keep the rest in a file."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        found = re.search(r"serving .* on (http://\S+)", line)
+        if found:
+            log.write_text(seen)
+            copier = threading.Thread(target=_copy, args=(process.stderr, log))
+            copier.start()
+            return Server(process, found[1], log, copier)
+    raise AssertionError(f"the server ended with {process.wait()}: {seen}")
+
+
+def _copy(lines: TextIO, log: Path) -> None:
+    with lines, log.open("a") as file:
+        for line in lines:
+            file.write(line)
+            file.flush()
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +109,7 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         matryoshka=(4, 2),
         prompts={"query": "a ", "document": "b "},
     )
-    tiny.models_toml(
-        root / "models.toml", {"tiny": "", "matryoshka": "accept_token_ids = true"}
-    )
+    tiny.models_toml(root / "models.toml", {"tiny": "", "matryoshka": "accept_token_ids = true"})
     return root / "artifacts"
 
 
@@ -142,5 +144,3 @@ def run_python(code: str) -> str:
         [python, "-c", code], capture_output=True, text=True, check=True, env=environment()
     )
     return done.stdout
-
-
