@@ -21,7 +21,7 @@ from embedserve.errors import ERRORS
 
 # A creation time beside every series doubles the scrape, and Prometheus' text format has no use
 # for it.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("ok", "cancelled", *ERRORS)

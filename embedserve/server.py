@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Hand SIGTERM and SIGINT to handle_exit; uvicorn's own would raise them again at the end."""
+        """Hand SIGTERM and SIGINT to handle_exit; uvicorn's own raises them again at the end."""
         signals = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self.handle_exit) for number in signals}
         try:

@@ -77,7 +77,7 @@ def _optimum(facts: Facts, out: Path) -> Graph:
 
 def _trace(facts: Facts, out: Path) -> int:
     """Write the unfused graph; return the number of attention heads."""
-    with _quiet():
+    with quiet():
         import torch
         from optimum.exporters.onnx.convert import export as export_onnx
         from optimum.exporters.tasks import TasksManager
@@ -131,7 +131,7 @@ def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
 
     onnxruntime's patterns for "bert" are those of every encoder family here.
     """
-    with _quiet():
+    with quiet():
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model
 
@@ -190,7 +190,7 @@ _FAMILIES: Mapping[str, Callable[[Facts, Path], Graph]] = {"nomic_bert": _nomic_
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what the libraries say about their own future off the operator's screen."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     previous = logging.root.manager.disable

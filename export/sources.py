@@ -55,13 +55,14 @@ def open(
     """
     reasons: list[tuple[str, _Unusable]] = []
     for origin, get in _candidates(spec, from_dir, scratch):
+        if reasons:
+            progress("{}: {}".format(*reasons[-1]))
         try:
             progress(f"looking at {origin}")
             directory = get()
             _check_digests(directory, spec)
             return Source(directory, origin)
         except _Unusable as error:
-            progress(f"{origin}: {error}")
             reasons.append((origin, error))
     if not reasons:
         raise StartupError(

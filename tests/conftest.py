@@ -62,9 +62,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     servers: list[Server] = []
 
     def start_server(models: Path, artifacts: Path, *flags: str, **env: str) -> Server:
-        command = [SERVE, "serve", "--port", "0", "--models", models, "--artifacts", artifacts]
+        paths = ("--models", models, "--artifacts", artifacts)
         process = subprocess.Popen(
-            [*command, *flags], stderr=subprocess.PIPE, text=True, env=environment(**env)
+            [SERVE, "serve", "--port", "0", *paths, *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**env),
         )
         servers.append(_until_serving(process, tmp_path_factory.mktemp("server") / "log"))
         return servers[-1]

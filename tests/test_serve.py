@@ -66,7 +66,10 @@ class TestAnswers:
     def test_request_id_is_echoed(self, server: Server) -> None:
         """A well-formed id comes back; another is replaced."""
         with server.client() as client:
-            ask = lambda given: client.get("/livez", headers={"x-request-id": given})  # noqa: E731
+
+            def ask(given: str) -> httpx.Response:
+                return client.get("/livez", headers={"x-request-id": given})
+
             assert ask("abc-1").headers["x-request-id"] == "abc-1"
             assert ask("no spaces").headers["x-request-id"].startswith("req_")
 
@@ -137,11 +140,14 @@ class TestAnswers:
         """A client that expects other vectors is refused, one that expects these is not."""
         own = server.embed(model="tiny", input="a").headers["x-embedding-fingerprint"]
         with server.client() as client:
-            ask = lambda value: client.post(  # noqa: E731
-                "/v1/embeddings",
-                json={"model": "tiny", "input": "a"},
-                headers={"x-expect-fingerprint": value},
-            )
+
+            def ask(value: str) -> httpx.Response:
+                return client.post(
+                    "/v1/embeddings",
+                    json={"model": "tiny", "input": "a"},
+                    headers={"x-expect-fingerprint": value},
+                )
+
             assert ask(own).status_code == 200
             assert ask("0" * 64).json()["error"]["code"] == "fingerprint_mismatch"
 

@@ -5,11 +5,11 @@ transformers 5.18 in tests/export/test_nomic_bert.py.
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import torch
-from optimum.exporters.onnx.model_configs import BertOnnxConfig
-from optimum.exporters.tasks import TasksManager
+from optimum.exporters.onnx.model_configs import BertOnnxConfig  # type: ignore[import-untyped]
+from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
@@ -38,7 +38,8 @@ class NomicBertConfig(PretrainedConfig):
         self.type_vocab_size = facts.type_vocab_size
         self.layer_norm_eps = facts.layer_norm_eps
         self.hidden_act = "silu"
-        self.rope_parameters = {"rope_type": "default", "rope_theta": facts.rope_theta}
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": facts.rope_theta}
+        self.rope_parameters = rope
         super().__init__(attn_implementation=values.get("attn_implementation"))
 
 
@@ -51,8 +52,9 @@ class Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
 
     def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor) -> torch.Tensor:
-        words: torch.Tensor = self.word_embeddings(input_ids)
-        return words + self.token_type_embeddings(token_type_ids)
+        types: torch.Tensor = self.token_type_embeddings(token_type_ids)
+        embedded: torch.Tensor = self.word_embeddings(input_ids) + types
+        return embedded
 
 
 class Rotary(nn.Module):
@@ -91,10 +93,12 @@ class Attention(nn.Module):
         self.rotary = Rotary(config)
 
     def forward(self, x: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
-        qkv = self.Wqkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # view and not unflatten: a traced graph would carry unflatten's sizes as constants.
+        b, t, h = x.shape
+        qkv = self.Wqkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = self.rotary(qkv[0]), self.rotary(qkv[1])
         mixed = F.scaled_dot_product_attention(query, key, qkv[2], attn_mask=visible)
-        out: torch.Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        out: torch.Tensor = self.out_proj(mixed.transpose(1, 2).reshape(b, t, h))
         return out
 
 
@@ -139,13 +143,12 @@ class Encoder(nn.Module):
         return x
 
 
-class NomicBertModel(PreTrainedModel):
+class NomicBertModel(PreTrainedModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Token ids to hidden states; parameters carry the hub's names. Inference in float32 only."""
 
     config_class = NomicBertConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = ["Layer"]
 
     def __init__(self, config: NomicBertConfig) -> None:
         super().__init__(config)
@@ -154,7 +157,7 @@ class NomicBertModel(PreTrainedModel):
         self.encoder = Encoder(config)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the base class takes a hub name as well
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         config: NomicBertConfig | None = None,
@@ -173,7 +176,8 @@ class NomicBertModel(PreTrainedModel):
         _, weights = read_checkpoint(model_dir, allow_auto_map=True)
         model = cls(config or NomicBertConfig.from_pretrained(model_dir))
         model.load_state_dict(weights, strict=True)
-        return model.eval()
+        model.train(False)
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
@@ -183,19 +187,20 @@ class NomicBertModel(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> BaseModelOutput | tuple[torch.Tensor]:
+        return_dict: bool | None = True,
+    ) -> BaseModelOutput:
         """Compute hidden states.
 
         input_ids, attention_mask (1 for a token, 0 for padding) and token_type_ids (all 0 when
         None) are (b, t) int64; last_hidden_state is (b, t, h) float32, in the model's precision
-        at real tokens and without meaning at padding.
+        at real tokens and without meaning at padding. return_dict is what callers of transformers
+        models pass, and changes nothing.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         visible = None if attention_mask is None else attention_mask[:, None, None, :].bool()
         x = self.encoder(self.emb_ln(self.embeddings(input_ids, token_type_ids)), visible)
-        return BaseModelOutput(last_hidden_state=x) if return_dict else (x,)
+        return BaseModelOutput(last_hidden_state=x)
 
 
 class NomicBertOnnxConfig(BertOnnxConfig):  # type: ignore[misc]  # optimum is untyped

@@ -1,4 +1,4 @@
-"""What a nomic_bert directory says: its facts and its weights, in the hub's form or transformers 5's.
+"""What a nomic_bert directory says, in the hub's form or transformers 5's: facts and weights.
 
 Both forms name the same model. The configuration of nomic-embed-text-v1.5 on the hub carries
 both sets of names at once, and transformers 5 saves its own configuration beside weights under
@@ -91,15 +91,47 @@ _ACCEPTED: dict[str, tuple[object, ...]] = {
 # Keys that say nothing about an inference in float32 at any length: training, dropout, the
 # language-model head, book-keeping, and limits that belong to the tokenizer.
 _WITHOUT_EFFECT = frozenset(
-    "architectures attention_probs_dropout_prob attn_pdrop bos_token_id classifier_dropout "
-    "default_theta dense_seq_output dtype embd_pdrop eos_token_id fused_bias_fc "
-    "fused_dropout_add_ln hidden_dropout_prob initializer_range last_layer_subset "
-    "max_position_embeddings max_trained_positions n_ctx n_positions name_or_path _name_or_path "
-    "pad_token_id pad_vocab_size_multiple reorder_and_upcast_attn resid_pdrop "
-    "rope_parameters rope_parameters.original_max_position_embeddings summary_activation "
-    "summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
-    "tie_word_embeddings torch_dtype transformers_version use_cache use_flash_attn "
-    "use_xentropy _commit_hash".split()
+    {
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attention_probs_dropout_prob",
+        "attn_pdrop",
+        "bos_token_id",
+        "classifier_dropout",
+        "default_theta",
+        "dense_seq_output",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "fused_bias_fc",
+        "fused_dropout_add_ln",
+        "hidden_dropout_prob",
+        "initializer_range",
+        "last_layer_subset",
+        "max_position_embeddings",
+        "max_trained_positions",
+        "n_ctx",
+        "n_positions",
+        "name_or_path",
+        "pad_token_id",
+        "pad_vocab_size_multiple",
+        "reorder_and_upcast_attn",
+        "resid_pdrop",
+        "rope_parameters",
+        "rope_parameters.original_max_position_embeddings",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "use_flash_attn",
+        "use_xentropy",
+    }
 )
 
 
@@ -274,9 +306,7 @@ def _refuse_tensor(path: Path, key: str, tensor: torch.Tensor, shape: tuple[int,
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{path}: {key} has shape {tuple(tensor.shape)}; accepted: {shape}")
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"{path}: {key} is {tensor.dtype}; accepted: float32, float16 or bfloat16"
-        )
+        raise ValueError(f"{path}: {key} is {tensor.dtype}; accepted: float32, float16 or bfloat16")
 
 
 # transformers 5's names (5.18, NomicBertModel) and the hub's; q, k and v are joined beside it.

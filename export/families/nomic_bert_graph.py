@@ -7,6 +7,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -65,7 +66,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
-    def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         domain = _FUSED if op in _FUSED_OPERATORS else ""
         self.nodes.append(
             helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes)

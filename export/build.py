@@ -1,0 +1,291 @@
+"""stage -> facts -> graph -> manifest -> verify -> atomic rename: one model's artifact, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedserve import artifact
+from embedserve.artifact import Manifest, Step
+from embedserve.config import ModelSpec
+from embedserve.errors import Exit, StartupError
+from export import sources
+
+Progress = Callable[[str], None]
+
+# Locks, stages and records of exports, inside --out: renames stay on one file system.
+HOUSEKEEPING = ".export"
+
+# Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
+RECIPE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is in --out after an export: kept as it was, or made in `seconds`."""
+
+    manifest: Manifest
+    kept: bool
+    seconds: float
+    origin: str = ""
+    fused: Mapping[str, int] | None = None
+
+    @property
+    def megabytes(self) -> float:
+        return sum(record.bytes for record in self.manifest.files.values()) / 1e6
+
+
+def export(
+    spec: ModelSpec, out: Path, from_dir: Path | None, force: bool, progress: Progress
+) -> Result:
+    """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
+
+    Publishes a verified artifact by rename or nothing at all. StartupError otherwise; 73 when
+    `out` cannot be written.
+    """
+    start = time.monotonic()
+    try:
+        with _locked(out / HOUSEKEEPING / spec.name, progress) as home:
+            if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
+                return Result(manifest, True, time.monotonic() - start)
+            with _scratch(home) as scratch:
+                result = _make(spec, scratch, from_dir, progress)
+                _publish(scratch / spec.name, out / spec.name, scratch)
+            _write_record(home, result.wishes)
+            seconds = time.monotonic() - start
+            return Result(result.manifest, False, seconds, result.origin, result.fused)
+    except StartupError:
+        raise
+    except Exception as error:
+        raise _translated(error, out) from error
+
+
+# -- the work ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    manifest: Manifest
+    origin: str
+    fused: Mapping[str, int]
+    wishes: dict[str, Any]
+
+
+def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progress) -> _Made:
+    source = sources.open(spec, from_dir, scratch, progress)
+    files = sources.digests(source.directory)
+    progress(f"files from {source.origin}; loading the libraries")
+    from export import facts, graph, tokenizer, verify
+
+    found = facts.read(source.directory, spec)
+    stage = scratch / spec.name
+    stage.mkdir()
+    progress("exporting graph")
+    written = graph.export(found, stage)
+    tokenizer.export(found, stage)
+    manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written.masked_up_to)
+    progress("comparing with sentence-transformers")
+    parity, golden = verify.compare(stage, source.directory, found, manifest)
+    artifact.write_golden(stage, golden)
+    manifest = artifact.write(stage, replace(manifest, parity=parity))
+    artifact.check_files(stage, artifact.read(stage))
+    record = {"fingerprint": manifest.fingerprint, "files": files, **_wishes(spec)}
+    return _Made(manifest, source.origin, written.fused, record)
+
+
+def _manifest(
+    spec: ModelSpec, found: Any, finishing: tuple[Step, ...], masked_up_to: int | None
+) -> Manifest:
+    return Manifest(
+        name=spec.name,
+        format=artifact.FORMAT,
+        repository=spec.repository,
+        revision=spec.revision,
+        model_type=found.model_type,
+        hidden_size=found.hidden_size,
+        dimension=found.dimension,
+        vocabulary=found.vocabulary,
+        max_tokens=found.max_tokens,
+        pooling=found.pooling,
+        finishing=finishing,
+        matryoshka=found.matryoshka,
+        prompts=dict(found.prompts),
+        default_prompt_name=found.default_prompt_name,
+        # After the text whatever the tokenizer's own side: a text's positions are then those it
+        # has alone, and every pooling mode finds its first and last token by the mask.
+        padding_side="right",
+        pad_token_id=found.pad_token_id,
+        precision="fp32",
+        masked_up_to=masked_up_to,
+        fingerprint="",
+        created=_created(),
+    )
+
+
+def _save_arrays(finishing: tuple[Any, ...], stage: Path) -> tuple[Step, ...]:
+    """Write each step's arrays as .npy, named by the step's place."""
+    steps = []
+    for i, step in enumerate(finishing):
+        names: dict[str, str | None] = {"weight": None, "bias": None}
+        for part in names:
+            array = getattr(step, part)
+            if array is not None:
+                names[part] = f"{i}_{step.kind}_{part}.npy"
+                np.save(stage / f"{names[part]}", array, allow_pickle=False)
+        steps.append(Step(step.kind, step.eps, step.activation, **names))
+    return tuple(steps)
+
+
+def _created() -> str:
+    """Now, or SOURCE_DATE_EPOCH: https://reproducible-builds.org/specs/source-date-epoch/."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        seconds = time.time() if text is None else int(text)
+        return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        raise StartupError(
+            f"environment: SOURCE_DATE_EPOCH = {text!r}; seconds since 1970", Exit.USAGE
+        ) from None
+
+
+# -- kept or made anew -------------------------------------------------------------------------
+
+
+def _wishes(spec: ModelSpec) -> dict[str, Any]:
+    """All of a table of models.toml that goes into an artifact, as JSON gives it back."""
+    values = {
+        "repository": spec.repository,
+        "revision": spec.revision,
+        "package": asdict(spec.package) if spec.package else None,
+        "sha256": dict(spec.sha256),
+        "finishing": spec.finishing,
+        "matryoshka": spec.matryoshka,
+        "prompts": None if spec.prompts is None else dict(spec.prompts),
+        "recipe": RECIPE,
+    }
+    decoded: dict[str, Any] = json.loads(json.dumps(values))
+    return decoded
+
+
+def _up_to_date(spec: ModelSpec, out: Path, from_dir: Path | None) -> Manifest | None:
+    """Return the artifact's manifest when it is whole, and made from these files and wishes.
+
+    The record beside the artifact says from what it was made; one that belongs to another
+    artifact, or none, means that nobody knows.
+    """
+    directory = out / spec.name
+    try:
+        record = json.loads((_home(out, spec) / "record.json").read_text(encoding="utf-8"))
+        manifest = artifact.read(directory)
+        artifact.check_files(directory, manifest)
+    except (OSError, ValueError, StartupError):
+        return None
+    expected = {"fingerprint": manifest.fingerprint, **_wishes(spec)}
+    files = record.pop("files", None) if isinstance(record, dict) else None
+    if record != expected or manifest.name != spec.name:
+        return None
+    if from_dir is not None and from_dir.is_dir() and sources.digests(from_dir) != files:
+        return None
+    return manifest
+
+
+def _write_record(home: Path, record: Mapping[str, Any]) -> None:
+    """Say what the published artifact was made from. Lost in a crash: it is made once more."""
+    path = home / "record.json"
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _sync(new)
+    new.replace(path)
+
+
+def _home(out: Path, spec: ModelSpec) -> Path:
+    return out / HOUSEKEEPING / spec.name
+
+
+# -- the directory -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(home: Path, progress: Progress) -> Iterator[Path]:
+    """Hold the lock of one model's exports into one directory, and clear what dead runs left."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another export of this model")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in home.glob("work-*"):
+            _remove(left)
+        yield home
+
+
+@contextlib.contextmanager
+def _scratch(home: Path) -> Iterator[Path]:
+    work = Path(tempfile.mkdtemp(prefix="work-", dir=home))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(stage: Path, final: Path, scratch: Path) -> None:
+    """Put `stage` in the place of `final`: a reader finds the old one, the new one, or none.
+
+    1. killed before the first rename: the old one stays, the next run clears the stage;
+    2. between the two: none, and the next run makes it;
+    3. after the second: the new one, and the next run clears the old.
+    """
+    for path in (*stage.iterdir(), stage):
+        _sync(path)
+    if final.is_symlink() or final.exists():
+        final.rename(scratch / "old")
+    stage.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _translated(error: Exception, out: Path) -> Exception:
+    """Turn a file system's error, from whichever library, into one line; leave the others."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno is not None:
+            where = seen.filename or out
+            what = os.strerror(seen.errno)
+            return StartupError(f"{where}: {what}; nothing was published", Exit.CANTCREAT)
+        # onnxruntime and torch write files in C++ and say so only in words.
+        if any(os.strerror(number) in str(seen) for number in _FULL):
+            message = f"{out}: no space left on device; nothing was published"
+            return StartupError(message, Exit.CANTCREAT)
+        seen = seen.__cause__ or seen.__context__
+    return error

@@ -1,0 +1,156 @@
+"""`python -m export [NAME ...]`: make the artifacts of models.toml's models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedserve import __version__, config
+from embedserve.config import ModelSpec
+from embedserve.errors import Exit, StartupError
+from export import build
+
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one model's export ended: a result, or why there is none."""
+
+    name: str
+    result: build.Result | None = None
+    error: StartupError | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; errors are one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        specs = _choose(config.read(options.models).models, options.names, options.models)
+        directories = _directories(specs, options.source)
+        outcomes = [
+            _export(spec, options.out, directories.get(spec.name), options.force) for spec in specs
+        ]
+    except StartupError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return int(error.status)
+    except KeyboardInterrupt:
+        print("export: interrupted; nothing half-made is left in its place", file=sys.stderr)
+        return INTERRUPTED
+    print(summary(outcomes))
+    return _status(outcomes, strict=bool(options.names))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m export",
+        description="Make the artifacts that embedserve serves, each compared with "
+        "sentence-transformers before it is published.",
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all that can be had"
+    )
+    parser.add_argument(
+        "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("artifacts"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="DIR",
+        help="look here first: a model's directory, or one that has a directory NAME",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="export again what is already up to date"
+    )
+    parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the exit status of sysexits.h."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]  # exits, as argparse's does
+        self.exit(int(Exit.USAGE), f"export: {message}; see python -m export --help\n")
+
+
+def _choose(models: Mapping[str, ModelSpec], names: Sequence[str], path: Path) -> list[ModelSpec]:
+    for name in names:
+        if name not in models:
+            raise StartupError(f"{name}: not in {path}; one of {', '.join(models)}", Exit.USAGE)
+    return [models[name] for name in dict.fromkeys(names or models)]
+
+
+def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, Path]:
+    """Return name -> directory of --from: DIR itself for the only model, else DIR/NAME."""
+    if source is None:
+        return {}
+    if not source.is_dir():
+        raise StartupError(f"--from {source}: no such directory", Exit.NOINPUT)
+    if (source / "modules.json").exists():
+        if len(specs) != 1:
+            raise StartupError(
+                f"--from {source}: holds one model, and {len(specs)} are asked for; name one",
+                Exit.USAGE,
+            )
+        return {specs[0].name: source}
+    return {spec.name: source / spec.name for spec in specs}
+
+
+def _export(spec: ModelSpec, out: Path, source: Path | None, force: bool) -> Outcome:
+    start = time.monotonic()
+
+    def progress(message: str) -> None:
+        seconds = time.monotonic() - start
+        print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+
+    try:
+        result = build.export(spec, out, source, force, progress)
+    except StartupError as error:
+        print(f"{spec.name}: {error}", file=sys.stderr)
+        return Outcome(spec.name, error=error)
+    if result.kept:
+        progress("up to date, kept; --force exports it again")
+    else:
+        progress(f"published {out / spec.name}")
+    return Outcome(spec.name, result)
+
+
+def _status(outcomes: Sequence[Outcome], strict: bool) -> int:
+    """The first failure's status; without names on the command line only when all failed."""
+    failures = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if not failures or (not strict and len(failures) < len(outcomes)):
+        return 0
+    return int(failures[0].status)
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """A table of what there is now: size, time and parity, or why there is none."""
+    heads = ("model", "", "MB", "seconds", "max |diff|", "min cosine", "texts")
+    rows = [heads, *(_row(o.name, o.result) for o in outcomes if o.result is not None)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = []
+    if len(rows) > 1:
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
+    lines += [f"{o.name}  failed  {o.error}" for o in outcomes if o.error is not None]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(name: str, result: build.Result) -> tuple[str, ...]:
+    parity = result.manifest.parity
+    figures = ("", "", "")
+    if parity is not None:
+        figures = (
+            f"{parity.max_abs_difference:.1e}",
+            f"{parity.min_cosine:.7f}",
+            str(parity.texts),
+        )
+    state = "kept" if result.kept else "exported"
+    return (name, state, f"{result.megabytes:.1f}", f"{result.seconds:.1f}", *figures)

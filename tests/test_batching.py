@@ -1,0 +1,317 @@
+"""Batching: nothing lost, nothing twice, every pass within its limits, nothing starves."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from embedserve.batching import LONG_PASS_BUDGETS, MAX_PADDING, BatchQueue, Entry, Shape, pad
+from embedserve.pooling import Ints
+
+PLAIN = Shape("plain", quadratic=100.0)
+MASKED = Shape("masked", quadratic=40.0, masked_up_to=12)
+UNMASKED = Shape("unmasked", quadratic=1000.0, masked_up_to=0)
+SHAPES = (PLAIN, MASKED, UNMASKED)
+NO_ATTENTION = Shape("no attention", quadratic=1e12)  # a sequence costs its tokens
+
+
+def entries_of(
+    lengths: list[int], shape: Shape = NO_ATTENTION, owner: object = None
+) -> list[Entry]:
+    """One request's entries; the first token id is the row."""
+    return [Entry(np.full(t, row, np.int64), owner, row, shape) for row, t in enumerate(lengths)]
+
+
+def work(entry: Entry) -> float:
+    """The cost of a sequence, stated once more: t (1 + t / quadratic)."""
+    t = len(entry.ids)
+    return t + t * t / entry.shape.quadratic
+
+
+class Queueing(RuleBasedStateMachine):
+    """BatchQueue against a dictionary of what waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = 0
+        self.queue = BatchQueue(1)
+        self.waiting: dict[Entry, float] = {}  # with the key it was given, in order of arrival
+        self.gone: list[Entry] = []
+        self.served = 0.0
+        self.requests = 0
+
+    @initialize(budget=st.sampled_from([1, 5, 16, 40]))
+    def start(self, budget: int) -> None:
+        self.budget = budget
+        self.queue = BatchQueue(budget)
+
+    def is_long(self, entry: Entry) -> bool:
+        return work(entry) > LONG_PASS_BUDGETS * self.budget
+
+    @rule(
+        shape=st.sampled_from(SHAPES),
+        lengths=st.lists(st.integers(1, 14) | st.integers(1, 70), min_size=1, max_size=8),
+    )
+    def put(self, shape: Shape, lengths: list[int]) -> None:
+        self.requests += 1
+        made = entries_of(lengths, shape, self.requests)
+        self.queue.put(made)
+        key = self.served + sum(map(work, made))
+        self.waiting.update(dict.fromkeys(made, key))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        """Any entries: some wait, some have left before."""
+        known = [*self.waiting, *self.gone[-5:]]
+        leaving = data.draw(st.lists(st.sampled_from(known), max_size=6))
+        self.queue.discard(leaving)
+        for entry in leaving:
+            if self.waiting.pop(entry, None) is not None:
+                self.gone.append(entry)
+
+    @rule(allow_long=st.booleans())
+    def take(self, allow_long: bool) -> None:
+        taken = self.queue.take(allow_long)
+        eligible = [e for e in self.waiting if allow_long or not self.is_long(e)]
+        assert bool(taken) == bool(eligible), "a pass is made exactly when something may run"
+        if not taken:
+            return
+        assert len(set(taken)) == len(taken), "no entry stands twice in a pass"
+        assert all(e in self.waiting for e in taken), "what is taken waited, and waits no more"
+        self.check_first(taken[0], eligible)
+        self.check_limits(taken, allow_long)
+        for entry in taken:
+            del self.waiting[entry]
+            self.served += work(entry)
+        self.check_full(taken)
+        self.gone += taken
+
+    def check_first(self, first: Entry, eligible: list[Entry]) -> None:
+        """The smallest key goes first, and the longest of its request."""
+        least = min(self.waiting[e] for e in eligible)
+        assert self.waiting[first] == pytest.approx(least)
+        rivals = [len(e.ids) for e in eligible if e.owner == first.owner]
+        assert len(first.ids) == max(rivals)
+
+    def check_limits(self, taken: list[Entry], allow_long: bool) -> None:
+        lengths = [len(e.ids) for e in taken]
+        b, t = len(taken), max(lengths)
+        assert {e.shape for e in taken} == {taken[0].shape}, "a pass is of one model"
+        assert b == 1 or b * t <= self.budget, "tokens with padding stay within the budget"
+        assert b * t - sum(lengths) <= MAX_PADDING * b * t, "padding is bounded"
+        limit = taken[0].shape.masked_up_to
+        if limit is not None and t > limit:
+            assert set(lengths) == {t}, "too long for a mask: equal lengths only"
+        assert allow_long or not any(map(self.is_long, taken)), "a long one was not allowed"
+
+    def check_full(self, taken: list[Entry]) -> None:
+        """No sequence that would have fitted was left behind."""
+        t, shape = len(taken[0].ids), taken[0].shape
+        if (len(taken) + 1) * t > self.budget:
+            return
+        equal_only = shape.masked_up_to is not None and t > shape.masked_up_to
+        least = t if equal_only else (1 - MAX_PADDING) * t + 1e-6
+        assert not [e for e in self.waiting if e.shape == shape and least <= len(e.ids) <= t]
+
+    @invariant()
+    def gauges_agree(self) -> None:
+        assert len(self.queue) == len(self.waiting)
+        for shape in SHAPES:
+            mine = [work(e) for e in self.waiting if e.shape == shape]
+            assert self.queue.depth(shape) == len(mine)
+            assert self.queue.cost(shape) == pytest.approx(sum(mine))
+            assert mine or self.queue.cost(shape) == 0, "no crumbs of floats in an empty queue"
+
+    def teardown(self) -> None:
+        """All that was put and not discarded comes out."""
+        while self.waiting:
+            self.take(allow_long=True)
+        assert self.queue.take() == []
+
+
+TestQueueing = Queueing.TestCase
+TestQueueing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@given(
+    bulk=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    short=st.integers(1, 40),
+    others=st.integers(1, 6),
+    backlog=st.integers(0, 20),
+    same_model=st.booleans(),
+)
+@settings(deadline=None)
+def test_an_endless_stream_of_short_requests_does_not_starve_bulk(
+    bulk: list[int], short: int, others: int, backlog: int, same_model: bool
+) -> None:
+    """Bulk ends before twice its own work is served, plus what stood before it and one pass.
+
+    `others` clients each send one text and the next as soon as it is taken.
+    """
+    budget = 32
+    queue = BatchQueue(budget)
+    stream_shape = NO_ATTENTION if same_model else Shape("stream", quadratic=1e12)
+    queue.put(entries_of([5] * backlog, Shape("backlog", quadratic=1e12)) if backlog else [])
+    queue.put(entries_of(bulk, NO_ATTENTION, "bulk"))
+    for _ in range(others):
+        queue.put(entries_of([short], stream_shape))
+    own, left, served = sum(bulk), len(bulk), 0
+    bound = 2 * own + 5 * backlog + others * short + max(budget, *bulk, short)
+    while left:
+        taken = queue.take()
+        left -= sum(entry.owner == "bulk" for entry in taken)
+        served += sum(len(entry.ids) for entry in taken)
+        assert served <= bound, f"{left} of bulk's {len(bulk)} texts still wait"
+        for entry in taken:
+            if entry.owner is None and entry.shape == stream_shape:
+                queue.put(entries_of([short], stream_shape))
+
+
+@given(bulk=st.integers(20, 200), passes=st.integers(0, 8), short=st.integers(1, 16))
+@settings(deadline=None)
+def test_a_short_request_passes_bulk(bulk: int, passes: int, short: int) -> None:
+    """A query that comes during bulk indexing runs in the next pass, first."""
+    queue = BatchQueue(32)
+    queue.put(entries_of([30] * bulk, owner="bulk"))
+    for _ in range(passes):
+        queue.take()
+    queue.put(entries_of([short], owner="query"))
+    assert queue.take()[0].owner == "query"
+
+
+def test_after_as_much_work_as_it_asks_for_nothing_newer_passes_bulk() -> None:
+    """Bulk of 10 texts of 30 passes every newer text once 300 tokens have been served."""
+    queue = BatchQueue(32)
+    queue.put(entries_of([30] * 10, owner="bulk"))
+    for _ in range(30):
+        queue.put(entries_of([10], owner="early"))
+        assert [e.owner for e in queue.take()] == ["early"]
+    queue.put(entries_of([1], owner="late"))
+    owners = [queue.take()[0].owner for _ in range(11)]
+    assert owners == ["bulk"] * 10 + ["late"]
+
+
+def test_requests_of_equal_work_run_in_order_of_arrival() -> None:
+    """First come, first served where nobody asks for less."""
+    queue = BatchQueue(10)
+    for number in range(20):
+        queue.put(entries_of([10], owner=number))
+    assert [queue.take()[0].owner for _ in range(20)] == list(range(20))
+
+
+def test_a_pass_is_filled_with_near_lengths_of_other_requests() -> None:
+    """10 tokens share with 10, 9 and 8 but not with 7, up to the budget of 40."""
+    queue = BatchQueue(40)
+    for length in (10, 7, 8, 9, 10):
+        queue.put(entries_of([length]))
+    # The request of 7 has the least work and goes first; nothing is near it from below.
+    assert [len(e.ids) for e in queue.take()] == [7]
+    assert [len(e.ids) for e in queue.take()] == [8]
+    queue = BatchQueue(40)
+    queue.put(entries_of([10, 7, 8, 9, 10]))
+    assert sorted(len(e.ids) for e in queue.take()) == [8, 9, 10, 10]
+    assert [len(e.ids) for e in queue.take()] == [7]
+
+
+def test_a_text_past_the_budget_runs_alone() -> None:
+    """The budget bounds sharing, not what may be asked."""
+    queue = BatchQueue(8)
+    queue.put(entries_of([9, 9]))
+    assert [len(e.ids) for e in queue.take()] == [9]
+    assert [len(e.ids) for e in queue.take()] == [9]
+
+
+def test_long_texts_wait_while_no_long_pass_is_allowed() -> None:
+    """With allow_long false the short ones run and the long ones keep their place."""
+    queue = BatchQueue(8)
+    (long,) = entries_of([8 * LONG_PASS_BUDGETS + 1], owner="long")
+    (short,) = entries_of([8 * LONG_PASS_BUDGETS - 1], owner="short")
+    queue.put([long])
+    queue.put([short])
+    assert queue.is_long(long)
+    assert not queue.is_long(short)
+    assert queue.take(allow_long=False) == [short]
+    assert queue.take(allow_long=False) == []
+    assert len(queue) == 1
+    assert queue.take() == [long]
+
+
+def test_a_discarded_entry_is_forgotten_and_others_are_left_alone() -> None:
+    """Discard takes any entries: those that were taken, or discarded before, do not count."""
+    queue = BatchQueue(4)
+    first, second, third = entries_of([4, 4, 4])
+    queue.put([first, second, third])
+    assert queue.take() == [first]
+    queue.discard([first, second])
+    queue.discard([second])
+    assert len(queue) == 1
+    assert queue.take() == [third]
+
+
+def living() -> int:
+    """How many entries the process holds."""
+    gc.collect()
+    return sum(type(thing) is Entry for thing in gc.get_objects())
+
+
+def test_entries_that_left_do_not_pile_up_behind_one_that_waits() -> None:
+    """40,000 discarded entries behind a long one that may not run cost no lasting memory."""
+    queue = BatchQueue(8)
+    before = living()
+    queue.put(entries_of([100]))
+    for _ in range(80):
+        leaving = entries_of([1, 2, 3, 4, 5] * 100)
+        queue.put(leaving)
+        queue.discard(leaving)
+    del leaving
+    assert len(queue) == 1
+    assert living() - before < 4_000
+
+
+def test_entries_that_were_taken_do_not_pile_up() -> None:
+    """40,000 entries that ran, many beside a shorter request, leave nothing behind."""
+    queue = BatchQueue(64)
+    before = living()
+    for _ in range(80):
+        queue.put(entries_of([8, 9, 10, 11, 12] * 100))
+        while queue.take():
+            pass
+    assert living() == before
+
+
+@given(
+    sequences=st.lists(
+        st.lists(st.integers(1, 2**40), min_size=1, max_size=12), min_size=1, max_size=6
+    ),
+    pad_token_id=st.integers(0, 3),
+    side=st.sampled_from(["right", "left"]),
+)
+def test_padding_can_be_taken_off_again(
+    sequences: list[list[int]], pad_token_id: int, side: str
+) -> None:
+    """Where the mask is 1 stands the sequence, elsewhere the pad id, all on the one side."""
+    batch = pad([np.array(ids, np.int64) for ids in sequences], pad_token_id, side)
+    t = max(map(len, sequences))
+    for array in batch:
+        assert array.shape == (len(sequences), t)
+        assert array.dtype == np.int64
+        assert array.flags.c_contiguous
+    for ids, row, mask in zip(sequences, batch.input_ids, batch.attention_mask, strict=True):
+        ones, zeros = [1] * len(ids), [0] * (t - len(ids))
+        assert mask.tolist() == (ones + zeros if side == "right" else zeros + ones)
+        assert row[mask == 1].tolist() == ids
+        assert set(row[mask == 0].tolist()) <= {pad_token_id}
+
+
+def test_pad_leaves_its_sequences_alone() -> None:
+    """A batch is a copy: an entry may run again after a pass failed."""
+    ids: Ints = np.array([1, 2, 3], np.int64)
+    batch = pad([ids], 0, "right")
+    batch.input_ids[:] = 9
+    assert ids.tolist() == [1, 2, 3]

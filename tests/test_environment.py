@@ -1,0 +1,67 @@
+"""The serve environment holds no training framework, and its process maps none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MINILM, ROOT, Server, run_python
+
+HEAVY = ("torch", "transformers", "optimum", "onnx", "sentence_transformers", "safetensors")
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_not_installed(name: str) -> None:
+    """No file of it is in .venv."""
+    packages = next((ROOT / ".venv" / "lib").glob("python3*/site-packages"))
+    found = [p.name for p in packages.iterdir() if re.split(r"[-.]", p.name.lower())[0] == name]
+    assert found == []
+
+
+def test_only_what_is_locked() -> None:
+    """.venv has the lock's packages and embedserve itself, pip and setuptools aside."""
+    code = "import importlib.metadata as m; print(*[d.metadata['Name'] for d in m.distributions()])"
+    installed = {re.sub(r"[-_.]+", "-", name).lower() for name in run_python(code).split()}
+    lock = (ROOT / "requirements" / "serve.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    assert installed - locked <= {"embedserve", "pip", "setuptools"}
+
+
+def test_not_imported() -> None:
+    """Importing every module of embedserve imports none of it, nor the export step."""
+    names = sorted(p.stem for p in (ROOT / "embedserve").glob("*.py") if p.stem != "__main__")
+    imports = "; ".join(f"import embedserve.{name}" for name in names if name != "__init__")
+    code = f"import sys; {imports}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = set(run_python(code).split())
+    assert "embedserve" in loaded
+    assert loaded & {*HEAVY, "export", "huggingface_hub"} == set()
+
+
+def test_not_mapped(minilm: Server) -> None:
+    """After answering, the process has mapped no file of it."""
+    assert minilm.embed(model=MINILM, input="a").status_code == 200
+    maps = Path(f"/proc/{minilm.process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    mapped = {part for line in maps.splitlines() for part in line.split("/")[1:]}
+    assert mapped & set(HEAVY) == set()
+
+
+def test_imports_point_one_way() -> None:
+    """A module of embedserve imports only modules that stand before it in the README's tree."""
+    order = re.findall(r"^  ([a-z_]+)\.py", _tree(), re.MULTILINE)
+    modules = {p.stem for p in (ROOT / "embedserve").glob("*.py")} - {"__init__", "__main__"}
+    assert set(order) >= modules
+    for module in modules:
+        text = (ROOT / "embedserve" / f"{module}.py").read_text()
+        imported = set(re.findall(r"from embedserve\.([a-z_]+) import", text))
+        for group in re.findall(r"from embedserve import ([\w, ]+)", text):
+            imported |= {name.strip().split(" ")[0] for name in group.split(",")}
+        for name in imported & modules:
+            assert order.index(name) < order.index(module), f"{module} imports {name}"
+
+
+def _tree() -> str:
+    readme = (ROOT / "README.md").read_text()
+    return readme.split("embedserve/\n")[1].split("export/\n")[0]
