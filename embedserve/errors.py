@@ -38,8 +38,6 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "inference_failed": (500, SERVER),
     "non_finite_embedding": (500, SERVER),
     "internal_error": (500, SERVER),
-    "not_ready": (503, SERVER),
-    "draining": (503, SERVER),
     "deadline_exceeded": (504, SERVER),
 }
 
