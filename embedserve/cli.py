@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from embedserve import __version__, config
-from embedserve.config import Config, Settings
+from embedserve import __version__, config, logs
+from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
+from embedserve.keys import Keys, take_from_environment
+from embedserve.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Load models, prove them, serve."""
+    from_environment = take_from_environment()
     configuration, settings, paths = _settings(models, artifacts, flags)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logs.configure(settings)
+    keys = Keys(Path(settings.api_keys_file) if settings.api_keys_file else None, from_environment)
+    # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
+    signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
     from embedserve import models as registry
     from embedserve import server
@@ -44,16 +47,24 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
-    loaded = registry.load(specs, paths["artifacts"], settings.provider)
+    aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
+    loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider)
     lanes = settings.lanes or len(os.sched_getaffinity(0))
+    if not keys and not server.is_loopback(settings.host):
+        log.warning(
+            "ANYONE WHO REACHES %s:%s CAN USE THIS SERVER: it listens on a public address and no "
+            "API keys are set (api_keys_file, or EMBEDSERVE_API_KEYS)",
+            settings.host,
+            listener.getsockname()[1],
+        )
     log.info(
         "serving %s on http://%s:%s with %s lanes",
-        ", ".join(m.name for m in loaded),
+        ", ".join(loaded.names()),
         settings.host,
         listener.getsockname()[1],
         lanes,
     )
-    server.run(create_app(settings, loaded, lanes), settings, listener)
+    server.run(create_app(settings, loaded, lanes, keys), settings, listener)
     return 0
 
 
@@ -80,14 +91,12 @@ def _settings(
 ) -> tuple[Config, Settings, dict[str, Path]]:
     given = {"models": models, "artifacts": artifacts}
     paths = {
-        name: Path(
-            given[name] or os.environ.get(config.ENVIRONMENT_PREFIX + name.upper()) or default
-        )
-        for name, default in config.PATHS.items()
+        name: Path(given[name] or os.environ.get(ENVIRONMENT_PREFIX + name.upper()) or default)
+        for name, default in PATHS.items()
     }
     configuration = config.read(paths["models"])
     set_flags = {name: value for name, value in flags.items() if value is not None}
-    settings = config.settings(configuration, os.environ, set_flags, paths["models"])
+    settings = merge(configuration, os.environ, set_flags, paths["models"])
     return configuration, settings, paths
 
 
@@ -106,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, function in (("serve", serve), ("verify", verify)):
         sub = commands.add_parser(command, help=function.__doc__, description=function.__doc__)
         sub.set_defaults(command=function)
-        for name, default in config.PATHS.items():
+        for name, default in PATHS.items():
             sub.add_argument(f"--{name}", help=f"default: {default}", metavar="PATH")
         sub.add_argument(
             "--model",
@@ -127,5 +136,10 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -
         text = f"{setting.metadata['help']}; default: {setting.default}".replace("%", "%%")
         if setting.default is False:
             parser.add_argument(flag, action="store_const", const="true", help=text)
+        elif setting.default is True:
+            no = "--no-" + flag.removeprefix("--")
+            parser.add_argument(
+                no, dest=setting.name, action="store_const", const="false", help=f"do not {text}"
+            )
         else:
             parser.add_argument(flag, metavar=setting.name.upper(), help=text)

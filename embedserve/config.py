@@ -1,75 +1,21 @@
-"""models.toml + environment + flags -> frozen Settings and ModelSpec; all validation of them."""
+"""models.toml -> frozen ModelSpec and Alias; all validation of them."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from embedserve.errors import Exit, StartupError
 
-ENVIRONMENT_PREFIX = "EMBEDSERVE_"
 FINISHING_STEPS = ("layer_norm", "normalize")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def _setting(default: Any, text: str, check: Callable[[Any], bool], accepted: str) -> Any:
-    metadata = {"kind": type(default), "help": text, "check": check, "accepted": accepted}
-    return field(default=default, metadata=metadata)
-
-
-def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: low <= value <= high), f"{low:g} to {high:g}"
-
-
-def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value in choices), f"one of {', '.join(choices)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to serve. Each field is a key of [server], a variable EMBEDSERVE_… and a flag."""
-
-    host: str = _setting("127.0.0.1", "address to listen on", bool, "an address")
-    port: int = _setting(5000, "port to listen on; 0 takes a free one", *_between(0, 65535))
-    provider: str = _setting("cpu", "execution provider", *_one_of("cpu", "cuda"))
-    lanes: int = _setting(
-        0, "inference threads; 0: one per core this process may use", *_between(0, 256)
-    )
-    tokens_per_pass: int = _setting(
-        256, "tokens that share a forward pass, padding included", *_between(1, 1_000_000)
-    )
-    max_wait: float = _setting(
-        30.0, "seconds of predicted queue wait past which requests get 429", *_between(0.001, 3600)
-    )
-    request_timeout: float = _setting(
-        60.0, "seconds a request may take; clients may ask for less", *_between(0.001, 3600)
-    )
-    max_inputs: int = _setting(2048, "texts in one request", *_between(1, 1_000_000))
-    max_request_tokens: int = _setting(
-        1_000_000, "tokens in one request after truncation", *_between(1, 1_000_000_000)
-    )
-    max_body_bytes: int = _setting(
-        33_554_432, "bytes of a request's body", *_between(1, 2_147_483_647)
-    )
-    max_body_seconds: float = _setting(
-        60.0, "seconds in which a request's body must arrive", *_between(0.001, 3600)
-    )
-    drain_seconds: float = _setting(
-        30.0, "seconds for answers in flight after SIGTERM", *_between(0, 3600)
-    )
-    skip_missing: bool = _setting(
-        False, "serve the models that have an artifact instead of refusing", lambda _: True, ""
-    )
-    log_level: str = _setting(
-        "info", "least level to log", *_one_of("debug", "info", "warning", "error")
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +47,22 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Alias:
+    """Another name of a model that fixes prompt and dimensions, for clients that send neither."""
+
+    name: str
+    model: str
+    prompt_name: str | None = None
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """What models.toml says: the [server] table as given, and the models in its order."""
+    """What models.toml says: the [server] table as given, models and aliases in its order."""
 
     server: Mapping[str, Any]
     models: Mapping[str, ModelSpec]
+    aliases: Mapping[str, Alias]
 
 
 def read(path: Path) -> Config:
@@ -116,70 +73,15 @@ def read(path: Path) -> Config:
         raise StartupError(f"{path}: no such file; name it with --models", Exit.NOINPUT) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StartupError(f"{path}: cannot be read as TOML: {error}") from error
-    _refuse_unknown(document, ("server", "models"), str(path), "")
+    refuse_unknown(document, ("server", "models", "aliases"), str(path), "")
     server = _table(document.get("server", {}), f"{path}: [server]")
     tables = _table(document.get("models", {}), f"{path}: [models]")
     models = {name: _model(name, table, path) for name, table in tables.items()}
     if not models:
         raise StartupError(f"{path}: no [models.NAME] table; at least one model is needed")
-    return Config(server=server, models=MappingProxyType(models))
-
-
-def settings(
-    config: Config, environment: Mapping[str, str], flags: Mapping[str, str], path: Path
-) -> Settings:
-    """Merge default < [server] < environment < flags; an unknown or unusable key is an error."""
-    known = {f.name: f for f in fields(Settings)}
-    _refuse_unknown(config.server, known, f"{path}: [server]", " ")
-    values = {
-        name: _typed(known[name], value, f"{path}: [server] {name}")
-        for name, value in config.server.items()
-    }
-    for variable, text in sorted(environment.items()):
-        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if not variable.startswith(ENVIRONMENT_PREFIX) or name in PATHS:
-            continue
-        if name not in known:
-            accepted = ", ".join(ENVIRONMENT_PREFIX + n.upper() for n in (*PATHS, *known))
-            raise StartupError(f"environment: {variable} is no setting; known: {accepted}")
-        values[name] = _parsed(known[name], text, variable)
-    for name, text in flags.items():
-        values[name] = _parsed(known[name], text, "--" + name.replace("_", "-"))
-    return Settings(**values)
-
-
-# The two paths are found before models.toml can be read: flags and environment only.
-PATHS: Mapping[str, str] = {"models": "models.toml", "artifacts": "artifacts"}
-
-
-def _parsed(setting: Field[Any], text: str, where: str) -> Any:
-    """Convert a flag's or a variable's text to the setting's type."""
-    kind = setting.metadata["kind"]
-    if kind is bool:
-        choices = {"true": True, "1": True, "false": False, "0": False}
-        if text.lower() not in choices:
-            raise StartupError(f'{where} = "{text}"; true or false', Exit.CONFIG)
-        return choices[text.lower()]
-    try:
-        value = kind(text)
-    except ValueError:
-        raise StartupError(f'{where} = "{text}"; {_accepted(setting)}') from None
-    return _typed(setting, value, where)
-
-
-def _typed(setting: Field[Any], value: Any, where: str) -> Any:
-    kind = setting.metadata["kind"]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or not setting.metadata["check"](value):
-        raise StartupError(f"{where} = {_shown(value)}; {_accepted(setting)}")
-    return value
-
-
-def _accepted(setting: Field[Any]) -> str:
-    kind = setting.metadata["kind"]
-    names = {int: "an integer", float: "a number", bool: "true or false", str: ""}
-    return " ".join(part for part in (names[kind], setting.metadata["accepted"]) if part)
+    tables = _table(document.get("aliases", {}), f"{path}: [aliases]")
+    aliases = {name: _alias(name, table, models, path) for name, table in tables.items()}
+    return Config(server, MappingProxyType(models), MappingProxyType(aliases))
 
 
 def _model(name: str, table: Any, path: Path) -> ModelSpec:
@@ -188,17 +90,34 @@ def _model(name: str, table: Any, path: Path) -> ModelSpec:
     if not _NAME.fullmatch(name):
         raise StartupError(f"{where}: a name is 1 to 128 letters, digits, '.', '_' and '-'")
     known = [f.name for f in fields(ModelSpec) if f.name != "name"]
-    _refuse_unknown(table, known, where, " ")
+    refuse_unknown(table, known, where, " ")
     spec = ModelSpec(name=name, **{key: _MODEL_KEYS[key](v, where) for key, v in table.items()})
     if (spec.repository is None) != (spec.revision is None):
         raise StartupError(f"{where}: repository and revision go together; one of them is missing")
     return spec
 
 
+def _alias(name: str, table: Any, models: Mapping[str, ModelSpec], path: Path) -> Alias:
+    where = f"{path}: [aliases.{name}]"
+    table = _table(table, where)
+    refuse_unknown(table, ("model", "prompt_name", "dimensions"), where, " ")
+    if name in models or not _NAME.fullmatch(name):
+        raise StartupError(f"{where}: a name as of a model, and none of theirs")
+    if table.get("model") not in models:
+        found = shown(table.get("model"))
+        raise StartupError(f"{where} model = {found}; one of {', '.join(models)}")
+    prompt_name, dimensions = table.get("prompt_name"), table.get("dimensions")
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise StartupError(f"{where} prompt_name = {shown(prompt_name)}; a string")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise StartupError(f"{where} dimensions = {shown(dimensions)}; an integer from 1")
+    return Alias(name, table["model"], prompt_name, dimensions)
+
+
 def _string(key: str, pattern: re.Pattern[str], accepted: str) -> Callable[[Any, str], str]:
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise StartupError(f"{where} {key} = {_shown(value)}; {accepted}")
+            raise StartupError(f"{where} {key} = {shown(value)}; {accepted}")
         return value
 
     return check
@@ -207,10 +126,10 @@ def _string(key: str, pattern: re.Pattern[str], accepted: str) -> Callable[[Any,
 def _package(value: Any, where: str) -> Package:
     table = _table(value, f"{where} package")
     keys = [f.name for f in fields(Package)]
-    _refuse_unknown(table, keys, f"{where} package", " ")
+    refuse_unknown(table, keys, f"{where} package", " ")
     for key in keys:
         if not isinstance(table.get(key), str):
-            raise StartupError(f"{where} package.{key} = {_shown(table.get(key))}; a string")
+            raise StartupError(f"{where} package.{key} = {shown(table.get(key))}; a string")
     _digest("package.sha256", table["sha256"], where)
     return Package(**table)
 
@@ -231,13 +150,13 @@ def _digest(key: str, value: Any, where: str) -> None:
 def _finishing(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or any(step not in FINISHING_STEPS for step in value):
         accepted = ", ".join(FINISHING_STEPS)
-        raise StartupError(f"{where} finishing = {_shown(value)}; a list of {accepted}")
+        raise StartupError(f"{where} finishing = {shown(value)}; a list of {accepted}")
     return tuple(value)
 
 
 def _matryoshka(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or any(type(v) is not int or v < 1 for v in value):
-        raise StartupError(f"{where} matryoshka = {_shown(value)}; a list of dimensions from 1")
+        raise StartupError(f"{where} matryoshka = {shown(value)}; a list of dimensions from 1")
     return tuple(sorted(value, reverse=True))
 
 
@@ -245,13 +164,13 @@ def _prompts(value: Any, where: str) -> Mapping[str, str]:
     table = _table(value, f"{where} prompts")
     for name, prompt in table.items():
         if not isinstance(prompt, str):
-            raise StartupError(f"{where} prompts.{name} = {_shown(prompt)}; a string")
+            raise StartupError(f"{where} prompts.{name} = {shown(prompt)}; a string")
     return MappingProxyType(dict(table))
 
 
 def _boolean(value: Any, where: str) -> bool:
     if type(value) is not bool:
-        raise StartupError(f"{where} accept_token_ids = {_shown(value)}; true or false")
+        raise StartupError(f"{where} accept_token_ids = {shown(value)}; true or false")
     return value
 
 
@@ -270,20 +189,22 @@ _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
 
 def _table(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise StartupError(f"{where} = {_shown(value)}; a table")
+        raise StartupError(f"{where} = {shown(value)}; a table")
     return value
 
 
-def _refuse_unknown(
+def refuse_unknown(
     table: Mapping[str, Any], known: Iterable[str], where: str, separator: str
 ) -> None:
+    """StartupError for the first key of `table` that is not known."""
     for key in table:
         if key not in known:
             accepted = ", ".join(known)
             raise StartupError(f"{where}{separator or ': '}{key}: unknown key; known: {accepted}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it stands in TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -26,6 +26,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "token_id_out_of_range": (400, INVALID_REQUEST),
     "dimensions_not_supported": (400, INVALID_REQUEST),
     "prompt_not_found": (400, INVALID_REQUEST),
+    "invalid_api_key": (401, AUTHENTICATION),
     "model_not_found": (404, INVALID_REQUEST),
     "unknown_url": (404, INVALID_REQUEST),
     "method_not_allowed": (405, INVALID_REQUEST),

@@ -7,7 +7,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ from embedserve import artifact, finishing
 from embedserve.artifact import Golden, Manifest
 from embedserve.backend import OnnxBackend
 from embedserve.batching import Shape, pad
-from embedserve.config import ModelSpec
+from embedserve.config import Alias, ModelSpec
 from embedserve.errors import ClientLeftError, Exit, RequestError, StartupError
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats
 from embedserve.schemas import EmbeddingsRequest
-from embedserve.tokenization import Encoded, Tokenizer
+from embedserve.tokenization import Encoded, Tokenizer, Tokens
 from embedserve.worker import Engine, Job, Worker
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Model:
         time.perf_counter: then 504. Either way what still waits of the request is never computed.
         """
         start = time.perf_counter()
-        self._check_dimensions(request.dimensions)
+        self.check_dimensions(request.dimensions)
         encoded = await worker.encode(self._encoding(request))
         if encoded.tokens > max_tokens:
             raise RequestError(
@@ -107,6 +107,14 @@ class Model:
             queue=started - job.submitted,
             inference=job.finished - started,
         )
+
+    def tokens(self, request: EmbeddingsRequest) -> list[Tokens]:
+        """What the model sees of each text; in a thread."""
+        if request.texts is None:
+            raise RequestError(
+                "invalid_type", "input holds token ids; strings are accepted", "input"
+            )
+        return self.tokenizer.tokens(request.texts, self.prompt(request), request.truncate)
 
     def prompt(self, request: EmbeddingsRequest) -> str:
         """Return the text put before each input: none unless asked for or the model's default."""
@@ -137,7 +145,8 @@ class Model:
             )
         return lambda: self.tokenizer.check_token_ids(ids)
 
-    def _check_dimensions(self, dimensions: int | None) -> None:
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """RequestError where vectors of that many components are not this model's."""
         own = self.manifest.dimension
         if dimensions is None or dimensions == own:
             return
@@ -178,10 +187,13 @@ async def _rows(job: Job, worker: Worker, left: asyncio.Future[None], deadline: 
 
 
 class ModelRegistry:
-    """The models that are served, in the order of models.toml."""
+    """The models that are served, in the order of models.toml, and their aliases after them."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], aliases: Iterable[Alias] = ()) -> None:
         self._models = {model.name: model for model in models}
+        self._aliases = {a.name: a for a in aliases if a.model in self._models}
+        for alias in self._aliases.values():
+            _check_alias(alias, self._models[alias.model])
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -190,23 +202,68 @@ class ModelRegistry:
         """Name -> engine, for the Worker."""
         return {model.name: model.engine for model in self}
 
-    def find(self, name: str | None) -> Model:
-        """Return the model of that name; without one the only model. 404 or 400 otherwise."""
-        known = ", ".join(self._models)
+    def names(self) -> list[str]:
+        """Names of models, then of aliases."""
+        return [*self._models, *self._aliases]
+
+    def find(self, name: str | None) -> tuple[Model, Alias | None]:
+        """Return the model, or the alias and its model; without a name the only model, else 400.
+
+        A name that is neither is a 404.
+        """
+        known = ", ".join(self.names())
         if name is None:
             if len(self._models) == 1:
-                return next(iter(self))
+                return next(iter(self)), None
             raise RequestError("missing_parameter", f"model is missing; one of {known}", "model")
-        if name not in self._models:
+        alias = self._aliases.get(name)
+        model = self._models.get(alias.model if alias else name)
+        if model is None:
             raise RequestError(
                 "model_not_found", f"model {name[:128]!r} does not exist; one of {known}", "model"
             )
-        return self._models[name]
+        return model, alias
+
+    def resolve(self, request: EmbeddingsRequest) -> tuple[Model, EmbeddingsRequest]:
+        """Return the request's model, and the request with what its alias fixes."""
+        model, alias = self.find(request.model)
+        return model, request if alias is None else _with_alias(request, alias)
 
 
-def load(specs: Iterable[ModelSpec], artifacts: Path, provider: str) -> ModelRegistry:
+def _with_alias(request: EmbeddingsRequest, alias: Alias) -> EmbeddingsRequest:
+    if alias.prompt_name is not None:
+        if request.input_type is not None or request.prompt_name not in (None, alias.prompt_name):
+            param = "input_type" if request.input_type is not None else "prompt_name"
+            raise RequestError(
+                "invalid_value", f"{alias.name} fixes the prompt {alias.prompt_name!r}", param
+            )
+        request = replace(request, prompt_name=alias.prompt_name)
+    if alias.dimensions is not None:
+        if request.dimensions not in (None, alias.dimensions):
+            raise RequestError(
+                "invalid_value",
+                f"{alias.name} fixes dimensions to {alias.dimensions}",
+                "dimensions",
+            )
+        request = replace(request, dimensions=alias.dimensions)
+    return request
+
+
+def _check_alias(alias: Alias, model: Model) -> None:
+    """An alias that its model cannot answer is found at start, not at the first request."""
+    try:
+        model.check_dimensions(alias.dimensions)
+        model.prompt(EmbeddingsRequest(None, None, None, prompt_name=alias.prompt_name))
+    except RequestError as error:
+        raise StartupError(f"models.toml: [aliases.{alias.name}] {error.message}") from error
+
+
+def load(
+    specs: Iterable[ModelSpec], aliases: Iterable[Alias], artifacts: Path, provider: str
+) -> ModelRegistry:
     """Load each model's artifact, check digests and golden vectors. StartupError names the file."""
-    return ModelRegistry([load_model(spec, artifacts / spec.name, provider) for spec in specs])
+    models = [load_model(spec, artifacts / spec.name, provider) for spec in specs]
+    return ModelRegistry(models, aliases)
 
 
 def load_model(spec: ModelSpec, directory: Path, provider: str) -> Model:
@@ -292,10 +349,12 @@ def register_metrics(registry: ModelRegistry, worker: Worker, metrics: Metrics) 
         )
 
 
-def describe(model: Model) -> dict[str, object]:
+def describe(model: Model, alias: Alias | None) -> dict[str, object]:
     """The model object of GET models/{id}: what a client needs to know."""
     manifest = model.manifest
+    fixed = {k: v for k, v in asdict(alias).items() if k != "name"} if alias else None
     return {
+        "alias": fixed,
         "dimension": manifest.dimension,
         "dimensions": list(manifest.matryoshka) or [manifest.dimension],
         "max_tokens": manifest.max_tokens,

@@ -12,7 +12,9 @@ import orjson
 
 from embedserve.errors import RequestError
 from embedserve.pooling import Floats
-from embedserve.tokenization import Truncate
+from embedserve.tokenization import Tokens, Truncate
+
+OCTET_STREAM = "application/octet-stream"
 
 EncodingFormat = Literal["float", "base64"]
 InputType = Literal["query", "document"]
@@ -34,13 +36,17 @@ class EmbeddingsRequest:
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     """Check a request's body, exact in every type; RequestError names the first offender."""
+    return _parse(body, max_inputs, _FIELDS)
+
+
+def _parse(body: bytes, max_inputs: int, fields: Sequence[str]) -> EmbeddingsRequest:
     value = _object(body)
-    unknown = next((key for key in value if key not in _FIELDS), None)
+    unknown = next((key for key in value if key not in fields), None)
     if unknown is not None:
         name = _clip(unknown)
         raise RequestError(
             "unknown_parameter",
-            f"unknown field {name!r}; accepted: {', '.join(_FIELDS)}",
+            f"unknown field {name!r}; accepted: {', '.join(fields)}",
             name,
         )
     if "input" not in value:
@@ -58,6 +64,11 @@ def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     return EmbeddingsRequest(
         model=checked.pop("model", None), texts=texts, token_ids=token_ids, **checked
     )
+
+
+def parse_tokenize(body: bytes, max_inputs: int) -> EmbeddingsRequest:
+    """Check the body of POST tokenize: a request for embeddings less what shapes vectors."""
+    return _parse(body, max_inputs, _TOKENIZE_FIELDS)
 
 
 def render_embeddings(
@@ -90,6 +101,28 @@ def render_embeddings(
         usage["truncated"] = list(truncated)
     answer = {"object": "list", "data": data, "model": model, "usage": usage}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def render_octets(rows: Floats) -> memoryview:
+    """Return the matrix as raw little-endian float32, row after row, without a copy."""
+    return np.ascontiguousarray(rows, "<f4").data.cast("B")
+
+
+def render_tokens(model: str, tokens: Sequence[Tokens]) -> bytes:
+    """Render what a model sees of each text."""
+    data = [
+        {
+            "object": "tokens",
+            "index": i,
+            "token_ids": text.ids,
+            "tokens": text.tokens,
+            "count": len(text.ids),
+            "total": text.total,
+            "truncated": text.total > len(text.ids),
+        }
+        for i, text in enumerate(tokens)
+    ]
+    return orjson.dumps({"object": "list", "data": data, "model": model})
 
 
 def render(value: Mapping[str, Any]) -> bytes:
@@ -195,6 +228,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "truncate": _choice("error", "end", "start"),
 }
 _FIELDS = ("input", *_CHECKS)
+_TOKENIZE_FIELDS = ("input", "model", "user", "input_type", "prompt_name", "truncate")
 
 _KINDS: Mapping[type, str] = {
     dict: "an object",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from embedserve.config import Settings
 from embedserve.errors import Exit, StartupError
+from embedserve.settings import Settings
 
 # Longer than the 60 s after which common load balancers drop an idle connection: the side that
 # closes first must not be the one that may still be sent a request.
@@ -34,6 +35,16 @@ def bind(settings: Settings) -> socket.socket:
             Exit.UNAVAILABLE,
         ) from error
     return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: it may be any address
+        return False
 
 
 def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:

@@ -23,15 +23,29 @@ CHARACTERS_PER_TOKEN = 250
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of each text, (t_i,) int64 with special tokens, and which texts were cut."""
+    """Token ids of each text, (t_i,) int64 with special tokens, and their number before a cut."""
 
     sequences: list[Ints]
-    truncated: list[int]
+    totals: list[int]
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indexes of the texts that were cut."""
+        return [i for i, ids in enumerate(self.sequences) if len(ids) < self.totals[i]]
 
     @property
     def tokens(self) -> int:
         """How many tokens the model will run."""
         return sum(len(ids) for ids in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a model sees of one text: ids and tokens that are run, and their number before a cut."""
+
+    ids: list[int]
+    tokens: list[str]
+    total: int
 
 
 class Tokenizer:
@@ -62,17 +76,30 @@ class Tokenizer:
         self._check_characters(texts, prompt)
         encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
         sequences = [np.array(encoding.ids, np.int64) for encoding in encodings]
-        truncated = [i for i, ids in enumerate(sequences) if len(ids) > self.max_tokens]
-        for i in truncated:
+        totals = [len(ids) for ids in sequences]
+        for i, total in enumerate(totals):
+            if total <= self.max_tokens:
+                continue
             if truncate == "error":
                 raise RequestError(
                     "context_length_exceeded",
-                    f"input[{i}] has {len(sequences[i])} tokens with special tokens and prompt; at "
+                    f"input[{i}] has {total} tokens with special tokens and prompt; at "
                     f'most {self.max_tokens} are accepted. Shorten it, or send truncate: "end".',
                     f"input[{i}]",
                 )
             sequences[i] = self._cut(sequences[i], truncate)
-        return Encoded(sequences, truncated)
+        return Encoded(sequences, totals)
+
+    def tokens(
+        self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end"
+    ) -> list[Tokens]:
+        """Tokenize as `encode` does, and show the tokens."""
+        encoded = self.encode(texts, prompt, truncate)
+        shown = []
+        for ids, total in zip(encoded.sequences, encoded.totals, strict=True):
+            names = [self._tokenizer.id_to_token(token) or "" for token in ids.tolist()]
+            shown.append(Tokens(ids.tolist(), names, total))
+        return shown
 
     def check_token_ids(self, sequences: Sequence[Sequence[int]]) -> Encoded:
         """Take the model's own token ids, as a client may send them where that is allowed."""
@@ -91,7 +118,7 @@ class Tokenizer:
                         f"{self.vocabulary - 1}",
                         f"input[{i}]",
                     )
-        return Encoded([np.array(ids, np.int64) for ids in sequences], [])
+        return Encoded([np.array(ids, np.int64) for ids in sequences], [len(i) for i in sequences])
 
     def _check_characters(self, texts: Sequence[str], prompt: str) -> None:
         for i, text in enumerate(texts):

@@ -67,8 +67,6 @@ def export(
             _write_record(home, result.wishes)
             seconds = time.monotonic() - start
             return Result(result.manifest, False, seconds, result.origin, result.fused)
-    except StartupError:
-        raise
     except Exception as error:
         raise _translated(error, out) from error
 
@@ -277,15 +275,23 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _translated(error: Exception, out: Path) -> Exception:
     """Turn a file system's error, from whichever library, into one line; leave the others."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            where = seen.filename or out
-            what = os.strerror(seen.errno)
-            return StartupError(f"{where}: {what}; nothing was published", Exit.CANTCREAT)
+    chain = list(_causes(error))
+    for cause in chain:
+        number = cause.errno if isinstance(cause, OSError) else None
         # onnxruntime and torch write files in C++ and say so only in words.
-        if any(os.strerror(number) in str(seen) for number in _FULL):
-            message = f"{out}: no space left on device; nothing was published"
-            return StartupError(message, Exit.CANTCREAT)
-        seen = seen.__cause__ or seen.__context__
+        if number in _FULL or any(os.strerror(n) in str(cause) for n in _FULL):
+            return _unwritable(cause, out, os.strerror(number or errno.ENOSPC))
+    if isinstance(error, OSError) and error.errno is not None:
+        return _unwritable(error, out, os.strerror(error.errno))
     return error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unwritable(error: BaseException, out: Path, what: str) -> StartupError:
+    where = getattr(error, "filename", None) or out
+    return StartupError(f"{where}: {what}; nothing was published", Exit.CANTCREAT)

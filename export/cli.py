@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("artifacts"), help="default: %(default)s"
-    )
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="default: %(default)s")
     parser.add_argument(
         "--from",
         type=Path,

@@ -1,4 +1,7 @@
-"""What the files say: pooling, finishing, limit, prompts, dimension; what is not understood is refused."""
+"""What the files say: pooling, finishing, limit, prompts, dimension.
+
+What is not understood is refused with the file and the key, never guessed.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +180,7 @@ _ATTENTION: Mapping[str, tuple[str | None, ...]] = {
 
 
 def _config(path: Path) -> Json:
-    config = _load(path, dict)
+    config: Json = _load(path, dict)
     if not isinstance(config.get("model_type"), str):
         raise _refused(f"{path}: model_type = {config.get('model_type')!r}; a name is accepted")
     # nomic_bert's own code is replaced by export/families/nomic_bert.py and never run.
@@ -359,7 +362,7 @@ def _dense(directory: Path, size: int) -> tuple[Finish, int]:
     _check_keys(config, _DENSE_KEYS, path)
     _expect(_integer(config, "in_features", path), size, f"{path}: in_features")
     out = _integer(config, "out_features", path)
-    shapes = {"linear.weight": (out, size)}
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (out, size)}
     if config.get("bias", True):
         shapes["linear.bias"] = (out,)
     weights = _weights(directory, shapes)
@@ -376,9 +379,7 @@ def _layer_norm(directory: Path, size: int) -> tuple[Finish, int]:
     _expect(_integer(config, "dimension", path), size, f"{path}: dimension")
     weights = _weights(directory, {"norm.weight": (size,), "norm.bias": (size,)})
     # torch.nn.LayerNorm's default, which the module does not let one change.
-    step = Finish(
-        "layer_norm", eps=1e-5, weight=weights["norm.weight"], bias=weights["norm.bias"]
-    )
+    step = Finish("layer_norm", eps=1e-5, weight=weights["norm.weight"], bias=weights["norm.bias"])
     return step, size
 
 

@@ -96,7 +96,9 @@ def _trace(facts: Facts, out: Path) -> int:
                 "onnx", model, task="feature-extraction", library_name="transformers"
             )(model.config)
             export_onnx(model, config, out, opset=OPSET)
-        except (ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+        except StartupError:
+            raise
+        except Exception as error:  # three libraries with types of their own
             raise StartupError(
                 f"{facts.directory / 'config.json'}: model_type = {facts.model_type!r}: "
                 f"transformers or optimum cannot export it: {_first_line(error)}",
@@ -150,7 +152,7 @@ def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Leave nothing that does not compute: source paths, types of intermediates, versions, names."""
+    """Leave nothing that does not compute: source paths, versions, types of intermediates."""
     model.doc_string = model.producer_version = ""
     model.producer_name = "embedserve"
     del model.metadata_props[:]

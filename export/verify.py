@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -72,9 +71,7 @@ def compare(stage: Path, source: Path, facts: Facts, manifest: Manifest) -> tupl
     text and the figures when ids differ, or vectors by more than TOLERANCE.
     """
     cases = list(_cases(manifest))
-    reference = Reference(source, stage.parent, facts)
-    reference.check_limit(manifest.max_tokens)
-    answers = [reference.answer(case, manifest.matryoshka) for case in cases]
+    answers = _answers(source, stage.parent, facts, manifest, cases)
     sequences = _same_ids(Tokenizer(stage, manifest), cases, answers)
     backend = OnnxBackend(stage, manifest)
     worst, cosine = 0.0, 1.0
@@ -84,6 +81,22 @@ def compare(stage: Path, source: Path, facts: Facts, manifest: Manifest) -> tupl
         difference, least = _compare_rows(rows, members, cases, answers)
         worst, cosine = max(worst, difference), min(cosine, least)
     return _parity(len(cases), worst, cosine), _golden(cases, answers)
+
+
+def _answers(
+    source: Path, scratch: Path, facts: Facts, manifest: Manifest, cases: Sequence[Case]
+) -> list[_Answer]:
+    try:
+        reference = Reference(source, scratch, facts)
+        reference.check_limit(manifest.max_tokens)
+        return [reference.answer(case, manifest.matryoshka) for case in cases]
+    except StartupError:
+        raise
+    except Exception as error:  # whatever a model's code raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StartupError(
+            f"{source}: sentence-transformers cannot run it: {reason}", Exit.DATAERR
+        ) from error
 
 
 def _cases(manifest: Manifest) -> Iterator[Case]:
@@ -248,18 +261,18 @@ class Reference:
 
     def _card(self, rows: Any, size: int | None) -> Any:
         """What a model's card does after pooling: layer_norm, cut to `size`, normalize."""
-        from torch.nn import functional as F
+        from torch.nn.functional import layer_norm, normalize
 
         def apply(rows: Any, step: Finish) -> Any:
             if step.kind == "layer_norm":
-                return F.layer_norm(rows, normalized_shape=(rows.shape[1],), eps=step.eps)
-            return F.normalize(rows, p=2, dim=1)
+                return layer_norm(rows, normalized_shape=(rows.shape[1],), eps=step.eps)
+            return normalize(rows, p=2, dim=1)
 
         for step in self._added:
             if step.kind != "normalize":
                 rows = apply(rows, step)
         if size is not None:
-            return F.normalize(rows[:, :size], p=2, dim=1)
+            return normalize(rows[:, :size], p=2, dim=1)
         for step in self._added:
             if step.kind == "normalize":
                 rows = apply(rows, step)
@@ -285,7 +298,6 @@ def _view(source: Path, scratch: Path) -> Path:
     view.mkdir()
     for path in source.iterdir():
         if path.name != "modules.json":
-            os.symlink(path.resolve(), view / path.name)
+            (view / path.name).symlink_to(path.resolve())
     (view / "modules.json").write_text(json.dumps(known), encoding="utf-8")
     return view
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from embedserve.config import Settings
+from embedserve.settings import Settings
 from embedserve.errors import ERRORS
 from embedserve.metrics import METRICS
 from tests.conftest import ROOT

@@ -11,11 +11,12 @@ import torch
 from optimum.exporters.onnx.model_configs import BertOnnxConfig  # type: ignore[import-untyped]
 from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from export.families.nomic_bert_checkpoint import read_checkpoint, read_facts
+from export.families.nomic_bert_checkpoint import read_checkpoint
+from export.families.nomic_bert_facts import read_facts
 
 
 class NomicBertConfig(PretrainedConfig):
@@ -97,7 +98,7 @@ class Attention(nn.Module):
         b, t, h = x.shape
         qkv = self.Wqkv(x).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key = self.rotary(qkv[0]), self.rotary(qkv[1])
-        mixed = F.scaled_dot_product_attention(query, key, qkv[2], attn_mask=visible)
+        mixed = functional.scaled_dot_product_attention(query, key, qkv[2], attn_mask=visible)
         out: torch.Tensor = self.out_proj(mixed.transpose(1, 2).reshape(b, t, h))
         return out
 
@@ -112,7 +113,7 @@ class SwiGLU(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.fc2(self.fc11(x) * F.silu(self.fc12(x)))
+        out: torch.Tensor = self.fc2(self.fc11(x) * functional.silu(self.fc12(x)))
         return out
 
 

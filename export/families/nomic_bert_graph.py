@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.families.nomic_bert import inverse_frequencies
-from export.families.nomic_bert_checkpoint import Facts, read_checkpoint
+from export.families.nomic_bert_checkpoint import read_checkpoint
+from export.families.nomic_bert_facts import Facts
 
 # Below this many tokens both attention kernels take the same time and little memory; above it
 # the masked kernel's (t, t) matrix grows: at 8,192 tokens and 12 heads it is 3.2 GB.

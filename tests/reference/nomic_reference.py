@@ -2,8 +2,8 @@
 
 Run with a Python that has transformers 5.18 and torch 2.13, not with the export environment:
 
-    python nomic_reference.py run CHECKPOINT IDS.npz OUT.npz
-    python nomic_reference.py record nomic_small.json
+    python -m tests.reference.nomic_reference run CHECKPOINT IDS.npz OUT.npz
+    python -m tests.reference.nomic_reference record tests/reference/nomic_small.json
 
 `run` takes a checkpoint directory and an .npz of id sequences, each (t,) int64, and writes for
 each name NAME the arrays NAME.hidden (t, h), NAME.v1 (h,), and NAME.v1.5.DIM (DIM,) float32.
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nomic_checkpoint import SMALL, random_ids, write_checkpoint
 from numpy.typing import NDArray
-from torch.nn import functional as F
-from transformers import NomicBertModel, __version__
+from torch.nn import functional
+from transformers import NomicBertModel, __version__  # type: ignore[attr-defined]  # not in 4.57
+
+from tests.reference.nomic_checkpoint import SMALL, random_ids, write_checkpoint
 
 LENGTHS = {"short": 8, "long": 300}
 SEED = 20
@@ -42,11 +43,11 @@ def finish(hidden: torch.Tensor) -> dict[str, torch.Tensor]:
     https://huggingface.co/nomic-ai/nomic-embed-text-v1.5 ("Adjusting Dimensionality").
     """
     mean = hidden.mean(dim=0)
-    normed = F.layer_norm(mean, normalized_shape=(mean.shape[0],))
-    vectors = {"v1": F.normalize(mean, dim=0)}
+    normed = functional.layer_norm(mean, normalized_shape=(mean.shape[0],))
+    vectors = {"v1": functional.normalize(mean, dim=0)}
     for dim in DIMS:
         if dim <= mean.shape[0]:
-            vectors[f"v1.5.{dim}"] = F.normalize(normed[:dim], dim=0)
+            vectors[f"v1.5.{dim}"] = functional.normalize(normed[:dim], dim=0)
     return vectors
 
 
@@ -69,7 +70,7 @@ def record() -> dict[str, object]:
         arrays = run(Path(directory), ids)
     rows = {name: a[::37] if name.endswith(".hidden") else a for name, a in arrays.items()}
     return {
-        "made_by": "tests/reference/nomic_reference.py record",
+        "made_by": "python -m tests.reference.nomic_reference record",
         "transformers": __version__,
         "torch": torch.__version__,
         "seed": SEED,
@@ -84,7 +85,8 @@ def main(arguments: list[str]) -> None:
         Path(arguments[1]).write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
     elif len(arguments) == 4 and arguments[0] == "run":
         with np.load(arguments[2], allow_pickle=False) as ids:
-            np.savez(arguments[3], **run(Path(arguments[1]), dict(ids)))
+            arrays = run(Path(arguments[1]), dict(ids))
+        np.savez(arguments[3], allow_pickle=False, **arrays)
     else:
         sys.exit(__doc__)
 

@@ -1,0 +1,148 @@
+"""What stands around every request: id, API key, access log line, JSON error for a bug."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import cast
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedserve import schemas
+from embedserve.errors import RequestError
+from embedserve.keys import Keys
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("embedserve.access")
+
+PROBES = ("/livez", "/readyz", "/health")
+# Pages are opened by browsers, which ask for a key when they are told to.
+PAGES = ("/", "/docs", "/openapi.json")
+_REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_EXPOSED = (
+    "X-Request-Id",
+    "X-Embedding-Fingerprint",
+    "X-Embedding-Shape",
+    "X-Embedding-Dtype",
+    "X-Truncated-Inputs",
+    "Server-Timing",
+    "Retry-After",
+    "retry-after-ms",
+)
+
+
+class Frame:
+    """ASGI middleware around the application. Owned by the event loop."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        request_id = _request_id(scope)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request_id))
+            await send(message)
+
+        try:
+            app = self._app if self._may_pass(scope) else _invalid_key(scope)
+            await app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("request %s: internal error", request_id.decode("ascii"))
+            if status:
+                raise
+            error = RequestError("internal_error", "an internal error; it is in the server's log")
+            await error_response(error)(scope, receive, send_with_id)
+        finally:
+            _log(scope, status, request_id, time.perf_counter() - start)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if not self._keys or scope["path"] in self._open_paths:
+            return True
+        return self._keys.accept(Headers(scope=scope).get("authorization"))
+
+
+class Cors(CORSMiddleware):
+    """starlette's CORS, with the error body of this service for a refused preflight."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+            max_age=600,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer OPTIONS with Access-Control-Request-Method."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        message = "this origin, method or header is not allowed; cors_origins names the origins"
+        error = RequestError("invalid_value", message, "origin")
+        return error_response(error)
+
+
+def error_response(error: RequestError) -> Response:
+    """OpenAI's error body, with the error's status and headers."""
+    return Response(
+        schemas.render_error(error),
+        status_code=error.status,
+        headers=error.headers,
+        media_type="application/json",
+    )
+
+
+def _invalid_key(scope: Scope) -> Response:
+    """401 before the body is read; what a client still sends of it is not."""
+    challenge = 'Basic realm="embedserve"' if scope["path"] in PAGES else "Bearer"
+    return error_response(
+        RequestError(
+            "invalid_api_key",
+            "no valid API key; send Authorization: Bearer KEY",
+            headers={"WWW-Authenticate": challenge, "Connection": "close"},
+        )
+    )
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The client's X-Request-Id when it is well-formed, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return cast(bytes, value)
+    return f"req_{secrets.token_hex(12)}".encode("ascii")
+
+
+def _log(scope: Scope, status: int, request_id: bytes, seconds: float) -> None:
+    """One line a request: no query, no header, no input ever."""
+    if not access_log.isEnabledFor(logging.INFO):
+        return
+    fields = {
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": status,
+        "ms": round(seconds * 1000, 2),
+        "request_id": request_id.decode("ascii"),
+        **scope.get("state", {}).get("access", {}),
+    }
+    text = " ".join(
+        f"{key}={value!r}" if key == "path" else f"{key}={value}" for key, value in fields.items()
+    )
+    access_log.info("%s", text, extra={"fields": fields})

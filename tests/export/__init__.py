@@ -1,0 +1,1 @@
+"""Tests of the export step; they run in the export environment."""
