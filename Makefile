@@ -12,7 +12,7 @@ TORCH = $(shell grep '^torch==' requirements/export.in)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export check lock clean
+.PHONY: serve export test test-serve test-export test-clients test-slow check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
@@ -43,7 +43,7 @@ lock:  ## write the lock files anew (needs uv)
 	  requirements/export.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/export.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv

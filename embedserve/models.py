@@ -26,9 +26,6 @@ from embedserve.worker import Engine, Job, Worker
 
 log = logging.getLogger(__name__)
 
-# What a vector may differ from the reference's in any component, by the artifact's precision.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
-
 # sentence-transformers' encode_query and encode_document look for these prompts, in this order.
 INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
     "query": ("query", "search_query"),
@@ -120,10 +117,11 @@ class Model:
         """Return the text put before each input: none unless asked for or the model's default."""
         prompts = self.manifest.prompts
         if request.input_type is not None:
-            for name in INPUT_TYPES[request.input_type]:
-                if name in prompts:
-                    return prompts[name]
-            raise self._no_prompt("input_type", request.input_type)
+            declared = [prompts[n] for n in INPUT_TYPES[request.input_type] if n in prompts]
+            if not declared:
+                raise self._no_prompt("input_type", request.input_type)
+            # Files saved by sentence-transformers 5 declare an empty "document" beside "passage".
+            return next(filter(None, declared), "")
         wanted = request.prompt_name or self.manifest.default_prompt_name
         if wanted is None:
             return ""
@@ -301,7 +299,7 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> float:
         engine.backend.embed(pad([row], engine.pad_token_id, engine.padding_side))[0] for row in ids
     ]
     difference = float(np.abs(np.stack(rows) - golden.vectors).max())
-    tolerance = TOLERANCES[model.manifest.precision]
+    tolerance = artifact.TOLERANCES[model.manifest.precision]
     if not difference <= tolerance:  # a NaN is no pass
         raise StartupError(
             f"{directory}: golden vectors differ by {difference:.1e} on {model.provider}, at most "

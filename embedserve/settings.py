@@ -51,7 +51,7 @@ class Settings:
         30.0, "seconds of predicted queue wait past which requests get 429", *_between(0.001, 3600)
     )
     request_timeout: float = _setting(
-        60.0, "seconds a request may take; clients may ask for less", *_between(0.001, 3600)
+        600.0, "seconds a request may take; clients may ask for less", *_between(0.001, 3600)
     )
     max_inputs: int = _setting(2048, "texts in one request", *_between(1, 1_000_000))
     max_request_tokens: int = _setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
@@ -215,12 +216,15 @@ def _pip_download(requirement: str, wheels: Path) -> None:
     except subprocess.TimeoutExpired:
         raise _UnusableError(f"pip download took more than {_PIP_SECONDS:.0f} s") from None
     if done.returncode:
-        lines = [x for x in done.stderr.splitlines() if x.startswith("ERROR:")]
-        reason = (lines or done.stderr.splitlines() or ["no message"])[-1]
-        full = "No space left on device" in done.stderr
-        raise _UnusableError(
-            f"pip download: {reason}", Exit.CANTCREAT if full else Exit.UNAVAILABLE
-        )
+        raise _pip_error(done.stderr.splitlines())
+
+
+def _pip_error(lines: list[str]) -> _UnusableError:
+    full = os.strerror(errno.ENOSPC)
+    if any(full in line for line in lines):
+        return _UnusableError(f"pip download: {full}", Exit.CANTCREAT)
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return _UnusableError(f"pip download: {(errors or lines or ['no message'])[-1]}")
 
 
 def unpack(wheel: Path, directory: Path) -> None:

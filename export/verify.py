@@ -22,9 +22,7 @@ from export.facts import Facts, Finish
 from export.graph import quiet, register
 from export.texts import GOLDEN, TEXTS, past_limit
 
-# Largest absolute difference of a component. Two correct float32 programs that sum in different
-# orders stay an order of magnitude below it for vectors of length 1.
-TOLERANCE = 1e-5
+TOLERANCE = artifact.TOLERANCES["fp32"]
 
 # Tokens of a padded batch here, and the longest text in one: what a server puts together.
 _BATCH_TOKENS = 4096

@@ -136,8 +136,13 @@ class TestManifest:
 
     @pytest.mark.parametrize(
         ("kinds", "normalized"),
-        [((), False), (("layer_norm",), False), (("normalize", "layer_norm"), False)]
-        + [(("normalize",), True), (("layer_norm", "normalize"), True)],
+        [
+            ((), False),
+            (("layer_norm",), False),
+            (("normalize", "layer_norm"), False),
+            (("normalize",), True),
+            (("layer_norm", "normalize"), True),
+        ],
         ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
     )
     def test_normalized(self, kinds: tuple[str, ...], normalized: bool) -> None:
@@ -172,8 +177,12 @@ class TestFingerprint:
 
     @pytest.mark.parametrize(
         ("name", "same"),
-        [("model.onnx", False), ("tokenizer.json", False), ("dense.npy", False)]
-        + [("golden.json", True)],
+        [
+            ("model.onnx", False),
+            ("tokenizer.json", False),
+            ("dense.npy", False),
+            ("golden.json", True),
+        ],
     )
     def test_changes_with_each_file_but_the_golden_vectors(self, name: str, same: bool) -> None:
         """Golden vectors are a check of the model, no part of it."""
@@ -311,7 +320,7 @@ class TestEditedManifest:
         ids=["pooling", "no pooling", "finishing", "padding_side", "precision", "activation"],
     )
     def test_a_choice_this_version_does_not_know(
-        self, directory: Path, key: str, value: object, accepted: str
+        self, directory: Path, key: str, value: Any, accepted: str
     ) -> None:
         """A mode of a later version is refused with what is known, fingerprint or not."""
         artifact.write(directory, tiny.manifest(**{key: value}))

@@ -1,4 +1,4 @@
-"""Configuration: what is accepted, what overrules what, and that an error says where."""
+"""config.py and settings.py: what is accepted, what overrules what; an error says where."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from embedserve import config
-from embedserve.config import Config, ModelSpec, Package, Settings
+from embedserve.config import Alias, Config, ModelSpec, Package
 from embedserve.errors import Exit, StartupError
+from embedserve.keys import VARIABLE
+from embedserve.settings import Settings, merge
 
 REPOSITORY = Path(__file__).parent.parent
 ONE_MODEL = "\n[models.tiny]\n"
@@ -32,7 +34,7 @@ def settings_of(
 ) -> Settings:
     """Settings of a models.toml with this [server] table."""
     path = written(directory, f"[server]\n{server}\n{ONE_MODEL}")
-    return config.settings(config.read(path), environment or {}, flags or {}, path)
+    return merge(config.read(path), environment or {}, flags or {}, path)
 
 
 def refused(error: pytest.ExceptionInfo[StartupError], *parts: str) -> None:
@@ -61,7 +63,7 @@ class TestModelsToml:
             assert spec.revision is not None
             assert len(bytes.fromhex(spec.revision)) == 20
         path = REPOSITORY / "models.toml"
-        assert config.settings(read, {}, {}, path) == Settings()
+        assert merge(read, {}, {}, path) == Settings()
 
     def test_every_key(self, tmp_path: Path) -> None:
         """Each key of a model's table arrives in its ModelSpec."""
@@ -155,8 +157,8 @@ class TestModelsToml:
     @pytest.mark.parametrize(
         ("text", "parts"),
         [
-            ("port = 1\n[models.a]", ["port", "server, models"]),
-            ("[other]\n[models.a]", ["other", "server, models"]),
+            ("port = 1\n[models.a]", ["port", "server, models, aliases"]),
+            ("[other]\n[models.a]", ["other", "server, models, aliases"]),
             ("server = 3\n[models.a]", ["[server]", "3", "a table"]),
             ("models = [1]", ["[models]", "[1]", "a table"]),
             ("[models]\na = 1", ["[models.a]", "1", "a table"]),
@@ -277,6 +279,74 @@ class TestModelsToml:
         refused(error, f"{path}: [models.bad]")
 
 
+class TestAliases:
+    """Other names of a model."""
+
+    def test_every_key(self, tmp_path: Path) -> None:
+        """An alias fixes prompt and dimensions, or neither."""
+        text = """
+            [aliases.first]
+            model = "tiny"
+            prompt_name = "query"
+            dimensions = 64
+            [aliases.second]
+            model = "tiny"
+            [models.tiny]
+            """
+        read = config.read(written(tmp_path, text))
+        assert list(read.aliases.values()) == [
+            Alias("first", "tiny", "query", 64),
+            Alias("second", "tiny", None, None),
+        ]
+        assert list(read.models) == ["tiny"]
+
+    @pytest.mark.parametrize(
+        ("name", "body", "parts"),
+        [
+            ("bad", "", ["model = ", "one of tiny"]),
+            ("bad", "model = 'other'", ['model = "other"', "one of tiny"]),
+            ("bad", "model = 1", ["model = 1", "one of tiny"]),
+            ("bad", "model = ['tiny']", ["model = ", "one of tiny"]),
+            ("bad", "model = 'tiny'\nprompt_name = 1", ["prompt_name = 1", "a string"]),
+            ("bad", "model = 'tiny'\ndimensions = 0", ["dimensions = 0", "from 1"]),
+            ("bad", "model = 'tiny'\ndimensions = 64.0", ["dimensions = 64.0", "an integer"]),
+            ("bad", "model = 'tiny'\ndimensions = true", ["dimensions = true", "an integer"]),
+            ("bad", "model = 'tiny'\nprompt = 'x'", ["prompt: unknown key", "prompt_name"]),
+            ("tiny", "model = 'tiny'", ["none of theirs"]),
+            ("a/b", "model = 'tiny'", ["a name as of a model"]),
+        ],
+        ids=[
+            "no model",
+            "other model",
+            "number",
+            "list",
+            "prompt",
+            "zero",
+            "float",
+            "boolean",
+            "unknown key",
+            "a model's name",
+            "no name",
+        ],
+    )
+    def test_a_wrong_value_names_file_table_and_key(
+        self, tmp_path: Path, name: str, body: str, parts: list[str]
+    ) -> None:
+        """The message says where, what was found and what is accepted."""
+        path = written(tmp_path, f'[models.tiny]\n[aliases."{name}"]\n{body}\n')
+        with pytest.raises(StartupError) as error:
+            config.read(path)
+        refused(error, f"{path}: [aliases.{name}]", *parts)
+
+    @pytest.mark.parametrize("text", ["aliases = 1", "aliases = { a = 'tiny' }"])
+    def test_no_table(self, tmp_path: Path, text: str) -> None:
+        """An alias is a table."""
+        path = written(tmp_path, f"{text}\n[models.tiny]\n")
+        with pytest.raises(StartupError) as error:
+            config.read(path)
+        refused(error, f"{path}: [aliases", "a table")
+
+
 # A value for each setting in each of its three places: TOML, variable, flag.
 VALUES: dict[str, tuple[object, object, object]] = {
     "host": ("10.0.0.1", "10.0.0.2", "10.0.0.3"),
@@ -292,6 +362,11 @@ VALUES: dict[str, tuple[object, object, object]] = {
     "max_body_seconds": (51.5, 52.5, 53.5),
     "drain_seconds": (61.5, 62.5, 63.5),
     "skip_missing": (True, False, True),
+    "api_keys_file": ("/a", "/b", "/c"),
+    "open_metrics": (True, False, True),
+    "cors_origins": (("https://a",), ("https://b", "https://c"), ("*",)),
+    "access_log": (False, True, False),
+    "log_format": ("json", "text", "json"),
     "log_level": ("debug", "warning", "error"),
 }
 WRONG: dict[str, list[str]] = {
@@ -308,12 +383,19 @@ WRONG: dict[str, list[str]] = {
     "max_body_seconds": ["0", "3601", "nan", '"1m"'],
     "drain_seconds": ["-0.1", "3601", "inf", "true", "2024-01-01"],
     "skip_missing": ["1", "0", '"true"', "{}"],
+    "api_keys_file": ["1", "false", '["a"]'],
+    "open_metrics": ["1", '"yes"'],
+    "cors_origins": ['"https://a"', "[1]", '[""]', "true", '[["https://a"]]'],
+    "access_log": ["0", '"false"'],
+    "log_format": ['"logfmt"', '"JSON"', "1"],
     "log_level": ['"trace"', '"INFO"', "10", "[]"],
 }
 
 
 def toml(value: object) -> str:
     """A value as TOML."""
+    if isinstance(value, tuple):
+        return str(list(value))
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)
@@ -321,6 +403,8 @@ def toml(value: object) -> str:
 
 def typed(value: object) -> str:
     """A value as a variable's or a flag's text."""
+    if isinstance(value, tuple):
+        return ",".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -429,6 +513,20 @@ class TestSettings:
         server = f"skip_missing = {toml(not value)}"
         assert settings_of(tmp_path, server, environment).skip_missing is value
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "https://a,https://b",
+            "https://a, https://b",
+            "https://a https://b",
+            " https://a,,https://b,",
+        ],
+    )
+    def test_lists_in_texts(self, tmp_path: Path, text: str) -> None:
+        """A variable separates items by commas or spaces."""
+        found = settings_of(tmp_path, environment={"EMBEDSERVE_CORS_ORIGINS": text})
+        assert found.cors_origins == ("https://a", "https://b")
+
     def test_an_integer_is_a_number(self, tmp_path: Path) -> None:
         """`max_wait = 5` needs no point."""
         assert settings_of(tmp_path, "max_wait = 5").max_wait == 5.0
@@ -446,13 +544,14 @@ class TestSettings:
         refused(error, "EMBEDSERVE_MAX_WIAT", "EMBEDSERVE_MAX_WAIT")
 
     def test_other_variables_and_the_two_paths_are_left_alone(self, tmp_path: Path) -> None:
-        """HOME, PORT and the two paths, which are read before this file, change no setting."""
+        """HOME, PORT, the keys, and the two paths that are read before this file change nothing."""
         environment = {
             "HOME": "/root",
             "PORT": "1",
             "XEMBEDSERVE_PORT": "2",
             "EMBEDSERVE_MODELS": "elsewhere.toml",
             "EMBEDSERVE_ARTIFACTS": "elsewhere",
+            VARIABLE: "secret",
         }
         assert settings_of(tmp_path, environment=environment) == Settings()
 

@@ -19,10 +19,14 @@ from embedserve.pooling import Floats
 from embedserve.schemas import (
     EmbeddingsRequest,
     parse_embeddings,
+    parse_tokenize,
     render,
     render_embeddings,
     render_error,
+    render_octets,
+    render_tokens,
 )
+from embedserve.tokenization import Tokens
 
 MAX_INPUTS = 4
 
@@ -119,8 +123,15 @@ class TestNotJson:
 
     @pytest.mark.parametrize(
         ("content", "kind"),
-        [(b"[]", "array"), (b'"a"', "string"), (b"1", "integer"), (b"1.5", "number")]
-        + [(b"null", "null"), (b"true", "boolean"), (b'["a"]', "array")],
+        [
+            (b"[]", "array"),
+            (b'"a"', "string"),
+            (b"1", "integer"),
+            (b"1.5", "number"),
+            (b"null", "null"),
+            (b"true", "boolean"),
+            (b'["a"]', "array"),
+        ],
     )
     def test_json_that_is_no_object(self, content: bytes, kind: str) -> None:
         """The message says what was found."""
@@ -157,8 +168,11 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "too many lists of ids": ({"input": [[1]] * 5}, "too_many_inputs", "input"),
     "model a number": ({"input": "a", "model": 1}, "invalid_type", "model"),
     "encoding a number": ({"input": "a", "encoding_format": 1}, "invalid_type", "encoding_format"),
-    "another encoding": ({"input": "a", "encoding_format": "int8"},)
-    + ("invalid_value", "encoding_format"),
+    "another encoding": (
+        {"input": "a", "encoding_format": "int8"},
+        "invalid_value",
+        "encoding_format",
+    ),
     "dimensions true": ({"input": "a", "dimensions": True}, "invalid_type", "dimensions"),
     "dimensions 3.0": ({"input": "a", "dimensions": 3.0}, "invalid_type", "dimensions"),
     "dimensions a string": ({"input": "a", "dimensions": "3"}, "invalid_type", "dimensions"),
@@ -169,8 +183,11 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "another input type": ({"input": "a", "input_type": "search"}, "invalid_value", "input_type"),
     "input type a list": ({"input": "a", "input_type": ["query"]}, "invalid_type", "input_type"),
     "prompt a list": ({"input": "a", "prompt_name": ["query"]}, "invalid_type", "prompt_name"),
-    "both prompts": ({"input": "a", "prompt_name": "x", "input_type": "query"},)
-    + ("invalid_value", "input_type"),
+    "both prompts": (
+        {"input": "a", "prompt_name": "x", "input_type": "query"},
+        "invalid_value",
+        "input_type",
+    ),
     "another truncate": ({"input": "a", "truncate": "END"}, "invalid_value", "truncate"),
     "truncate a boolean": ({"input": "a", "truncate": True}, "invalid_type", "truncate"),
     "an unknown field": ({"input": "a", "inputs": "b"}, "unknown_parameter", "inputs"),
@@ -468,7 +485,7 @@ class TestEmbeddings:
     @pytest.mark.parametrize("layout", ["columns first", "every other column", "a cut"])
     def test_any_layout_in_memory(self, layout: str, encoding: Any) -> None:
         """A view of a larger matrix is rendered like its copy."""
-        whole = np.arange(24, dtype=np.float32).reshape(4, 6) / 7
+        whole = (np.arange(24) / 7).astype(np.float32).reshape(4, 6)
         views = {
             "columns first": np.asfortranarray(whole),
             "every other column": whole[:, ::2],
@@ -482,6 +499,55 @@ class TestEmbeddings:
         """A name is text, whatever stands in it."""
         content = render_embeddings('"}\n', np.ones((1, 1), np.float32), 1, [], "float")
         assert json.loads(content)["model"] == '"}\n'
+
+
+@given(rows=matrices())
+@settings(deadline=None)
+def test_octets_are_the_matrix_in_little_endian_float32(rows: Floats) -> None:
+    """Row after row, four bytes a number, nothing before or after."""
+    raw = bytes(render_octets(rows))
+    values = struct.unpack(f"<{rows.size}f", raw)
+    assert np.array(values, np.float32).tobytes() == rows.tobytes()
+
+
+def test_octets_of_a_view_are_those_of_its_copy() -> None:
+    """Any layout in memory."""
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    expected = struct.pack("<6f", 0, 2, 4, 6, 8, 10)
+    assert bytes(render_octets(whole[:, ::2])) == expected
+    assert bytes(render_octets(np.asfortranarray(whole)[:, ::2])) == expected
+
+
+class TestTokenize:
+    """POST tokenize."""
+
+    def test_accepts_what_shapes_tokens(self) -> None:
+        """The fields it shares with embeddings mean the same."""
+        fields = {"input": ["a"], "model": "m", "user": "u", "truncate": "start"}
+        request = parse_tokenize(body(**fields, prompt_name="query"), MAX_INPUTS)
+        assert request == EmbeddingsRequest("m", ["a"], None, prompt_name="query", truncate="start")
+
+    @pytest.mark.parametrize("field", ["dimensions", "encoding_format"])
+    def test_refuses_what_shapes_vectors(self, field: str) -> None:
+        """There are no vectors, so a field about them is a mistake."""
+        with pytest.raises(RequestError) as error:
+            parse_tokenize(body(input="a", **{field: None}), MAX_INPUTS)
+        assert (error.value.code, error.value.param) == ("unknown_parameter", field)
+        assert "encoding_format" not in error.value.message.partition("accepted")[2]
+
+    def test_answer_by_hand(self) -> None:
+        """A text that fits and one that is cut."""
+        tokens = [Tokens([2, 3], ["[CLS]", "é"], 2), Tokens([2], ["[CLS]"], 9)]
+        assert json.loads(render_tokens("m", tokens)) == {
+            "object": "list",
+            "model": "m",
+            "data": [
+                {"object": "tokens", "index": 0, "token_ids": [2, 3], "tokens": ["[CLS]", "é"]}
+                | {"count": 2, "total": 2, "truncated": False},
+                {"object": "tokens", "index": 1, "token_ids": [2], "tokens": ["[CLS]"]}
+                | {"count": 1, "total": 9, "truncated": True},
+            ],
+        }
 
 
 class TestErrorBody:

@@ -158,6 +158,23 @@ class TestByHand:
         assert encoded.truncated == [1, 3]
 
 
+class TestTokens:
+    """What is shown of a text."""
+
+    def test_by_hand(self, tmp_path: Path) -> None:
+        """Ids and tokens as they are run, and their number before the cut."""
+        shown = loaded(word_piece(), tmp_path, 4).tokens(["a", "b c a"], "a")
+        assert [(text.ids, text.tokens, text.total) for text in shown] == [
+            ([2, 4, 8, 3], ["[CLS]", "a", "##a", "[SEP]"], 4),
+            ([2, 7, 6, 3], ["[CLS]", "ab", "c", "[SEP]"], 5),
+        ]
+
+    def test_error_mode_refuses(self, tmp_path: Path) -> None:
+        """Tokens are shown of what would be embedded, and of nothing else."""
+        with pytest.raises(RequestError):
+            loaded(word_piece(), tmp_path, 4).tokens(["b c a"], truncate="error")
+
+
 text_strategy = st.lists(
     st.sampled_from(
         ["a", "b", "ab", "abc", "abcd", "[CLS]", "</s>", "<s>", "é", "漢字", " ", "\n", "x.y", "😀"]
@@ -196,6 +213,7 @@ def test_equals_the_library_s_own_truncation(
     encoded = tokenizer.encode(texts, prompt, cut)
     assert [ids.tolist() for ids in encoded.sequences] == expected
     assert encoded.truncated == [i for i, ids in enumerate(whole) if len(ids) > limit]
+    assert encoded.totals == list(map(len, whole))
     assert encoded.tokens == sum(map(len, expected))
 
 
@@ -306,7 +324,7 @@ class TestLoading:
 
     @pytest.mark.parametrize(
         "single",
-        ["$A:1", "[CLS]:1 $A:0 [SEP]:0", "[CLS] $A [SEP]:1", "[CLS] [SEP]"] + ["$A [SEP] $A"],
+        ["$A:1", "[CLS]:1 $A:0 [SEP]:0", "[CLS] $A [SEP]:1", "[CLS] [SEP]", "$A [SEP] $A"],
     )
     def test_a_post_processor_that_does_more_is_refused(self, tmp_path: Path, single: str) -> None:
         """Token types other than 0, and texts put twice or not at all, are not understood."""

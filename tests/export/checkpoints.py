@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules.pooling import Pooling
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from export.texts import TEXTS
-from tests.reference.nomic_checkpoint import write_checkpoint
+from tests.reference.nomic_checkpoint import Size, write_checkpoint
 
 hf: Any = transformers  # untyped
 VOCABULARY = 600
@@ -211,11 +211,12 @@ def layer_norm(size: int) -> LayerNorm:
     return module
 
 
-def nomic_bert(directory: Path, limit: int) -> Path:
+SMALL_NOMIC: Size = (VOCABULARY, HIDDEN, 2, 2, 64)
+
+
+def nomic_bert(directory: Path, limit: int, size: Size = SMALL_NOMIC) -> Path:
     """Write a nomic_bert as the hub has it: `auto_map`, mean pooling, nothing after it."""
-    write_checkpoint(directory, "hub", (VOCABULARY, HIDDEN, 2, 2, 64), seed=3)
-    code = "configuration_hf_nomic_bert.NomicBertConfig"
-    edit_json(directory / "config.json", auto_map={"AutoConfig": f"nomic-ai/bert--{code}"})
+    write_checkpoint(directory, "hub", size, seed=3)
     hf.BertTokenizerFast(tokenizer_object=wordpiece()).save_pretrained(directory)
     (directory / "1_Pooling").mkdir()
     modules = [
@@ -223,7 +224,7 @@ def nomic_bert(directory: Path, limit: int) -> Path:
         for i, (path, name) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])
     ]
     write_json(directory / "modules.json", modules)
-    pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}
+    pooling = {"word_embedding_dimension": size[1], "pooling_mode_mean_tokens": True}
     write_json(directory / "1_Pooling" / "config.json", pooling)
     sentence = {"max_seq_length": limit, "do_lower_case": False}
     write_json(directory / "sentence_bert_config.json", sentence)
