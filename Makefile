@@ -10,6 +10,8 @@ PROVIDER ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH = $(shell grep '^torch==' requirements/export.in)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+PIP_TORCH = $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
+  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
 .PHONY: serve export test test-serve test-export test-clients test-slow check lock clean
@@ -21,13 +23,23 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export  ## the whole suite, on the real process and the real model
+test: test-serve test-export test-clients  ## the whole suite, on the real process and model
 
 test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
-	.venv-dev/bin/python -m pytest
+	.venv-dev/bin/python -m pytest -m "not slow"
 
-test-export: .venv-export/.installed artifacts/.exported
-	.venv-export/bin/python -m pytest tests/export
+test-export: .venv-export/.installed
+	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
+
+# The clients' own warnings are theirs.
+test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
+	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
+
+# At the models' real sizes: half an hour.
+test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
+	NOMIC_REFERENCE_PYTHON=$(CURDIR)/.venv-reference/bin/python \
+	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
+	.venv-dev/bin/python -m pytest -m slow --timeout 3600
 
 check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/ruff format --check .
@@ -35,12 +47,14 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev; do \
+	for name in serve serve-cuda dev clients; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	  requirements/export.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/export.txt
+	for name in export reference; do \
+	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+	    requirements/$$name.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/$$name.txt; \
+	done
 
 clean:
 	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference artifacts build embedserve.egg-info
@@ -57,11 +71,22 @@ clean:
 	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
+.venv-clients/.installed: requirements/clients.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python $(PIP_INSTALL) --require-hashes -r requirements/clients.txt
+	@touch $@
+
+# transformers 5 beside the export environment's 4: the reference of nomic_bert.
+.venv-reference/.installed: requirements/reference.txt requirements/export.in
+	$(PYTHON) -m venv .venv-reference
+	.venv-reference/bin/python $(PIP_TORCH)
+	.venv-reference/bin/python $(PIP_INSTALL) -r requirements/reference.txt
+	@touch $@
+
 # torch alone from its index, so that nothing else can come from there; then the rest, pinned.
 .venv-export/.installed: requirements/export.txt requirements/export.in pyproject.toml
 	$(PYTHON) -m venv .venv-export
-	.venv-export/bin/python $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
-	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	.venv-export/bin/python $(PIP_TORCH)
 	.venv-export/bin/python $(PIP_INSTALL) -r requirements/export.txt
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve import finishing
+from embedserve import artifact, finishing
 from embedserve.artifact import Golden, Manifest, Parity
 from embedserve.backend import OnnxBackend
 from embedserve.batching import pad

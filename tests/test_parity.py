@@ -42,7 +42,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     asked = texts()
     (directory / "texts.json").write_text(json.dumps(asked), encoding="utf-8")
     module = "tests.reference.sentence_transformers_reference"
-    command = [EXPORT_PYTHON, "-m", module, MINILM, directory / "texts.json", directory / "out.npz"]
+    files = (str(directory / "texts.json"), str(directory / "out.npz"))
+    command = [str(EXPORT_PYTHON), "-m", module, MINILM, *files]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     with np.load(directory / "out.npz", allow_pickle=False) as out:
         ends = np.cumsum(out["lengths"])[:-1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from embedserve.settings import Settings
 from embedserve.errors import ERRORS
 from embedserve.metrics import METRICS
+from embedserve.settings import Settings
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ KNOWN = {
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that asks for KEY."""
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [ROOT / ".venv/bin/embedserve", "serve", "--port", "0", "--model", MODEL]
+    command = [str(ROOT / ".venv/bin/embedserve"), "serve", "--port", "0", "--model", MODEL]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
