@@ -62,6 +62,7 @@ def _fast(facts: Facts) -> tokenizers.Tokenizer:
 def _lower_case(tokenizer: tokenizers.Tokenizer) -> None:
     """Put Lowercase before the normalizers, unless one is there; as sentence-transformers does."""
     own: Any = tokenizer.normalizer
-    steps = list(own) if isinstance(own, normalizers.Sequence) else [] if own is None else [own]
+    is_sequence = isinstance(own, normalizers.Sequence)
+    steps: list[Any] = [*own] if is_sequence else [] if own is None else [own]
     if not any(isinstance(step, normalizers.Lowercase) for step in steps):
         tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])

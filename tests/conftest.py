@@ -17,6 +17,9 @@ import pytest
 
 from tests import tiny
 
+# They run in environments of their own (Makefile).
+collect_ignore = ["clients", "export"]
+
 ROOT = Path(__file__).parent.parent
 # The environment that only serves: the tests' own has more in it.
 SERVE = ROOT / ".venv" / "bin" / "embedserve"

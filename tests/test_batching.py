@@ -92,6 +92,13 @@ class Queueing(RuleBasedStateMachine):
         self.check_full(taken)
         self.gone += taken
 
+    @rule()
+    def take_all(self) -> None:
+        """All that was put and not discarded comes out."""
+        while self.waiting:
+            self.take(allow_long=True)
+        assert self.queue.take() == []
+
     def check_first(self, first: Entry, eligible: list[Entry]) -> None:
         """The smallest key goes first, and the longest of its request."""
         least = min(self.waiting[e] for e in eligible)
@@ -127,12 +134,6 @@ class Queueing(RuleBasedStateMachine):
             assert self.queue.depth(shape) == len(mine)
             assert self.queue.cost(shape) == pytest.approx(sum(mine))
             assert mine or self.queue.cost(shape) == 0, "no crumbs of floats in an empty queue"
-
-    def teardown(self) -> None:
-        """All that was put and not discarded comes out."""
-        while self.waiting:
-            self.take(allow_long=True)
-        assert self.queue.take() == []
 
 
 TestQueueing = Queueing.TestCase

@@ -126,3 +126,11 @@ def test_artifact_says_its_parity(minilm: Server) -> None:
         parity = client.get(f"/v1/models/{MINILM}").json()["parity"]
     assert parity["texts"] >= 50
     assert 0 < parity["max_abs_difference"] <= TOLERANCE
+
+
+def test_fingerprint_stands_in_the_changelog(minilm: Server) -> None:
+    """Vectors change only with a line in the changelog: the fingerprint of today's is in it."""
+    with minilm.client() as client:
+        fingerprint = client.get(f"/v1/models/{MINILM}").json()["fingerprint"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"{MINILM}: fingerprint {fingerprint}" in changelog

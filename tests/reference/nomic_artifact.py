@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from embedserve.config import ModelSpec
@@ -28,7 +29,8 @@ def main(size: str, out: str) -> None:
     """Make the checkpoint and export it."""
     with tempfile.TemporaryDirectory() as scratch:
         source = nomic_bert(Path(scratch) / "model", 8192, SIZES[size])
-        build.export(SPEC, Path(out), source, force=True, progress=print)
+        spec = replace(SPEC, matryoshka=(SIZES[size][1],))
+        build.export(spec, Path(out), source, force=True, progress=print)
 
 
 if __name__ == "__main__":

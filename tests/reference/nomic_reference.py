@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from transformers import NomicBertModel, __version__  # type: ignore[attr-defined]  # not in 4.57
+from transformers import NomicBertModel, __version__
 
 from tests.reference.nomic_checkpoint import SMALL, random_ids, write_checkpoint
 
