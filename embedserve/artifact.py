@@ -123,7 +123,7 @@ def fingerprint(manifest: Manifest) -> str:
     """
     facts = {k: v for k, v in asdict(manifest).items() if k not in _NOT_IN_FINGERPRINT}
     digests = {name: record.sha256 for name, record in manifest.files.items() if name != GOLDEN}
-    text = json.dumps([facts, digests], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([facts, digests], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -139,7 +139,7 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     files = {n: FileRecord(sha256(directory / n), (directory / n).stat().st_size) for n in names}
     manifest = replace(manifest, files=files)
     manifest = replace(manifest, fingerprint=fingerprint(manifest))
-    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    text = json.dumps(asdict(manifest), indent=2)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
 
@@ -157,7 +157,7 @@ def read(directory: Path) -> Manifest:
             f"{path}: no such file; make the artifact with `python -m export {directory.name}`",
             Exit.NOINPUT,
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartupError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else value
@@ -216,8 +216,16 @@ def read_golden(directory: Path) -> Golden:
         rows = [np.frombuffer(base64.b64decode(v, validate=True), "<f4") for v in value["vectors"]]
         vectors = np.stack(rows).astype(np.float32)
         ids = tuple(tuple(int(i) for i in row) for row in value["token_ids"])
-        golden = Golden(tuple(value["texts"]), ids, vectors)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        golden = Golden(_decode(tuple[str, ...], value["texts"], "texts"), ids, vectors)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        StartupError,
+    ) as error:
         raise StartupError(f"{path}: cannot be read: {error}") from error
     if not len(golden.texts) == len(golden.token_ids) == len(golden.vectors) > 0:
         raise StartupError(f"{path}: texts, token_ids and vectors differ in number")
@@ -226,7 +234,10 @@ def read_golden(directory: Path) -> Golden:
 
 def read_array(directory: Path, name: str) -> Floats:
     """Read a float32 .npy file of the artifact."""
-    array: Floats = np.load(directory / name, allow_pickle=False)
+    try:
+        array: Floats = np.load(directory / name, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if array.dtype != np.float32:
         raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
     return array
@@ -248,6 +259,10 @@ def _check_choices(manifest: Manifest, path: Path) -> None:
         for value in values:
             if value not in accepted:
                 raise StartupError(f'{path}: {key} = "{value}"; one of {", ".join(accepted)}')
+    for step in manifest.finishing:
+        for name in (step.weight, step.bias):
+            if name is not None and name not in manifest.files:
+                raise StartupError(f'{path}: finishing names "{name}", which is not in files')
     if not manifest.pooling:
         raise StartupError(f"{path}: pooling is empty; one of {', '.join(POOLING)}")
 

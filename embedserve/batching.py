@@ -23,7 +23,7 @@ from embedserve.pooling import Ints
 # Padding is at most this part of a pass. Mixed English at 256 tokens a pass, two lanes: within
 # 3 % of each other from 0.1 to 0.3.
 MAX_PADDING = 0.2
-# A pass of more than this many budgets is long: long passes never take the last free lane.
+# A pass of more than this many budgets is long: at most all lanes but one run long passes.
 LONG_PASS_BUDGETS = 8
 
 
@@ -139,6 +139,12 @@ class BatchQueue:
             if entry.waiting:
                 self._leave(entry)
         self._sweep()
+
+    def clear(self) -> list[Entry]:
+        """Remove and return everything that waits."""
+        entries = [w.entry for w in (*self._short, *self._long) if w.entry.waiting]
+        self.discard(entries)
+        return entries
 
     def take(self, allow_long: bool = True) -> list[Entry]:
         """Remove and return the entries of the next pass, [] when there is none.

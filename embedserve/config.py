@@ -103,7 +103,7 @@ def _alias(name: str, table: Any, models: Mapping[str, ModelSpec], path: Path) -
     refuse_unknown(table, ("model", "prompt_name", "dimensions"), where, " ")
     if name in models or not _NAME.fullmatch(name):
         raise StartupError(f"{where}: a name as of a model, and none of theirs")
-    if table.get("model") not in models:
+    if not isinstance(table.get("model"), str) or table["model"] not in models:
         found = shown(table.get("model"))
         raise StartupError(f"{where} model = {found}; one of {', '.join(models)}")
     prompt_name, dimensions = table.get("prompt_name"), table.get("dimensions")

@@ -39,6 +39,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "inference_failed": (500, SERVER),
     "non_finite_embedding": (500, SERVER),
     "internal_error": (500, SERVER),
+    "draining": (503, SERVER),
     "deadline_exceeded": (504, SERVER),
 }
 
@@ -85,5 +86,6 @@ class StartupError(Exception):
     """The command cannot start or finish: one line on standard error and an exit status."""
 
     def __init__(self, message: str, status: Exit = Exit.CONFIG) -> None:
-        super().__init__(message)
+        # What was found may hold a line break; whoever reads standard error expects one line.
+        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
         self.status = status

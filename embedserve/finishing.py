@@ -16,7 +16,7 @@ ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, np.float32(0)),
-    "torch.nn.modules.activation.Sigmoid": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)),
+    "torch.nn.modules.activation.Sigmoid": lambda x: np.exp(-np.logaddexp(np.float32(0), -x)),
 }
 
 

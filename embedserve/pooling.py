@@ -54,7 +54,8 @@ def weightedmean(token_embeddings: Floats, attention_mask: Ints) -> Floats:
     """
     position = np.cumsum(attention_mask, axis=1) * attention_mask
     weights = position.astype(np.float32)
-    total = np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-9))
+    # In integers: a float sum along the last axis would depend on the padding.
+    total = np.maximum(position.sum(axis=1, keepdims=True).astype(np.float32), np.float32(1e-9))
     weighted = (token_embeddings * weights[:, :, None]).sum(axis=1)
     return _floats(weighted / total)
 

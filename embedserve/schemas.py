@@ -91,7 +91,7 @@ def render_embeddings(
             base64.b64encode(raw[i : i + width]).decode("ascii") for i in range(0, len(raw), width)
         ]
     else:
-        values = cast(Sequence[Any], rows)
+        values = cast(Sequence[Any], np.ascontiguousarray(rows))
     data = [
         {"object": "embedding", "index": i, "dims": dims, "embedding": value}
         for i, value in enumerate(values)

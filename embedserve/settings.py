@@ -13,6 +13,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.keys import VARIABLE as KEYS
 
 ENVIRONMENT_PREFIX = "EMBEDSERVE_"
+_LARGE = 2**53  # integers up to here are exact as floats
 # The two paths are found before models.toml can be read: flags and environment only.
 PATHS: Mapping[str, str] = {"models": "models.toml", "artifacts": "artifacts"}
 
@@ -125,7 +126,7 @@ def _parsed(setting: Field[Any], text: str, where: str) -> Any:
 
 def _typed(setting: Field[Any], value: Any, where: str) -> Any:
     kind = setting.metadata["kind"]
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < _LARGE:
         value = float(value)
     if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
         value = tuple(value)

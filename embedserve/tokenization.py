@@ -78,6 +78,10 @@ class Tokenizer:
         sequences = [np.array(encoding.ids, np.int64) for encoding in encodings]
         totals = [len(ids) for ids in sequences]
         for i, total in enumerate(totals):
+            if total == 0:
+                raise RequestError(
+                    "empty_input", f"input[{i}] has no token of this model", f"input[{i}]"
+                )
             if total <= self.max_tokens:
                 continue
             if truncate == "error":
@@ -140,14 +144,23 @@ class Tokenizer:
 
     def _special_tokens(self, path: Path) -> tuple[int, int]:
         """Count the special tokens put before and after a text, or refuse the tokenizer."""
-        probe = "a b"
+        probe = self._probe()
         bare = self._tokenizer.encode(probe, add_special_tokens=False).ids
         full = self._tokenizer.encode(probe)
-        extra = len(full.ids) - len(bare)
-        for prefix in range(extra + 1):
-            if full.ids[prefix : prefix + len(bare)] == bare and not any(full.type_ids):
-                return prefix, extra - prefix
+        if self.max_tokens <= len(full.ids) - len(bare):
+            raise StartupError(f"{path}: max_tokens is {self.max_tokens}, no room beside specials")
+        inside = [i for i, sequence in enumerate(full.sequence_ids) if sequence is not None]
+        if inside and not any(full.type_ids):
+            prefix, end = inside[0], inside[-1] + 1
+            if full.ids[prefix:end] == bare:
+                return prefix, len(full.ids) - end
         raise StartupError(
             f"{path}: its post-processor does more than put special tokens before and after a text "
             "(or gives token types other than 0); not supported"
         )
+
+    def _probe(self) -> str:
+        """Return a text that has a token: Latin letters, else a word of the vocabulary."""
+        words = ("a b", *self._tokenizer.get_vocab(with_added_tokens=False))
+        encode = self._tokenizer.encode
+        return next((w for w in words if encode(w, add_special_tokens=False).ids), "a b")

@@ -64,10 +64,9 @@ class Job:
 class _Pass:
     """What an inference thread gives back."""
 
-    rows: Floats | None
-    error: Exception | None
+    rows: Floats
+    padded_tokens: int
     seconds: float
-    batch: Batch
 
 
 class Worker:
@@ -94,6 +93,7 @@ class Worker:
         self._rate = dict.fromkeys(self._engines, 0.0)  # cost units per second and lane
         self._busy = 0
         self._busy_long = 0
+        self._closed = False
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._inference = ThreadPoolExecutor(lanes, "inference")
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
@@ -103,7 +103,12 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, function)
 
     def submit(self, engine: Engine, sequences: list[Ints]) -> Job:
-        """Queue one request, whole, or refuse it with 429 when the wait would be too long."""
+        """Queue one request, whole, or refuse it with 429 when the wait would be too long.
+
+        Each sequence (t_i,) int64 has one token or more.
+        """
+        if any(len(ids) == 0 for ids in sequences):
+            raise RequestError("empty_input", "a text without tokens cannot be embedded", "input")
         loop = asyncio.get_running_loop()
         job = Job(
             engine=engine,
@@ -139,13 +144,17 @@ class Worker:
         return sum(waits) / self._lanes
 
     def close(self) -> None:
-        """Let the threads end; no pass is started afterwards."""
+        """End what waits with 503 and let the threads end; what runs is answered."""
+        self._closed = True
+        for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
+            self._fail(_job(entry), RequestError("draining", "the server is shutting down"))
+        self._again.clear()
         self._inference.shutdown(wait=False, cancel_futures=True)
         self._tokenizer.shutdown(wait=False, cancel_futures=True)
 
     def _pump(self) -> None:
-        """Start passes while a lane is free. The last free lane takes no long pass."""
-        while self._busy < self._lanes:
+        """Start passes while a lane is free; one lane is kept from long passes."""
+        while self._busy < self._lanes and not self._closed:
             allow_long = self._busy_long < max(1, self._lanes - 1)
             entries = self._next_half() or self.queue.take(allow_long)
             if not entries:
@@ -175,44 +184,40 @@ class Worker:
         running = loop.run_in_executor(self._inference, self._run, engine, [e.ids for e in entries])
         running.add_done_callback(lambda done: self._done(engine, entries, is_long, done.result()))
 
-    def _run(self, engine: Engine, sequences: list[Ints]) -> _Pass:
+    def _run(self, engine: Engine, sequences: list[Ints]) -> _Pass | Exception:
         """In an inference thread: arrays in, arrays out."""
         start = self._clock()
-        batch = pad(sequences, engine.pad_token_id, engine.padding_side)
         try:
-            rows, error = engine.backend.embed(batch), None
-        except Exception as raised:  # whatever a pass raises must reach its requests
-            rows, error = None, raised
-        return _Pass(rows, error, self._clock() - start, batch)
+            batch = pad(sequences, engine.pad_token_id, engine.padding_side)
+            rows = engine.backend.embed(batch)
+            if rows.shape != (len(sequences), engine.dimension):
+                raise ValueError(f"the pass gave rows of shape {rows.shape}")
+            return _Pass(rows, batch.input_ids.size, self._clock() - start)
+        except Exception as error:  # whatever a pass raises must reach its requests
+            return error
 
-    def _done(self, engine: Engine, entries: list[Entry], is_long: bool, done: _Pass) -> None:
+    def _done(
+        self, engine: Engine, entries: list[Entry], is_long: bool, done: _Pass | Exception
+    ) -> None:
         self._busy -= 1
         self._busy_long -= is_long
-        if done.rows is None:
-            self._failed(engine, entries, done.error)
+        if isinstance(done, Exception):
+            self._failed(engine, entries, done)
         else:
             self._measure(engine, entries, done)
             self._deliver(entries, done.rows)
         self._pump()
 
-    def _failed(self, engine: Engine, entries: list[Entry], error: Exception | None) -> None:
+    def _failed(self, engine: Engine, entries: list[Entry], error: Exception) -> None:
         """Find the offender by halves: it fails alone, its neighbours run again."""
         self._metrics.failed_passes.labels(engine.name).inc()
-        if len(entries) > 1:
+        if len(entries) > 1 and not self._closed:
             middle = len(entries) // 2
             self._again.extend([entries[:middle], entries[middle:]])
             return
         log.error("model %s: a pass of one text failed: %r", engine.name, error)
-        row = entries[0].row
-        self._fail(
-            _job(entries[0]),
-            RequestError(
-                "inference_failed",
-                f"the model failed on input[{row}]; the other requests are not affected",
-                f"input[{row}]",
-                {"x-should-retry": "false"},
-            ),
-        )
+        for entry in entries:
+            self._fail(_job(entry), _inference_failed(entry.row))
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
         # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
@@ -235,14 +240,13 @@ class Worker:
 
     def _measure(self, engine: Engine, entries: list[Entry], done: _Pass) -> None:
         metrics, name = self._metrics, engine.name
-        b, t = done.batch.input_ids.shape
         tokens = sum(len(entry.ids) for entry in entries)
         metrics.inference_duration.labels(name).observe(done.seconds)
-        metrics.batch_size.labels(name).observe(b)
-        metrics.batch_tokens.labels(name).observe(b * t)
-        metrics.padding_ratio.labels(name).observe(1 - tokens / (b * t))
+        metrics.batch_size.labels(name).observe(len(entries))
+        metrics.batch_tokens.labels(name).observe(done.padded_tokens)
+        metrics.padding_ratio.labels(name).observe(1 - tokens / done.padded_tokens)
         metrics.tokens.labels(name).inc(tokens)
-        metrics.padding_tokens.labels(name).inc(b * t - tokens)
+        metrics.padding_tokens.labels(name).inc(done.padded_tokens - tokens)
         rate = sum(entry.cost for entry in entries) / max(done.seconds, 1e-9)
         known = self._rate[engine.shape]
         self._rate[engine.shape] = known + _RATE_WEIGHT * (rate - known) if known else rate
@@ -251,6 +255,15 @@ class Worker:
 def _job(entry: Entry) -> Job:
     assert isinstance(entry.owner, Job)
     return entry.owner
+
+
+def _inference_failed(row: int) -> RequestError:
+    return RequestError(
+        "inference_failed",
+        f"the model failed on input[{row}]; the other requests are not affected",
+        f"input[{row}]",
+        {"x-should-retry": "false"},
+    )
 
 
 def _non_finite(row: int) -> RequestError:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import jsonschema
 import openapi_spec_validator
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, Phase, settings
 from starlette.routing import Route
 
 from embedserve import __version__, app, pages, schemas
 from embedserve.errors import ERRORS
 from tests import tiny
-from tests.conftest import Server
+from tests.conftest import MINILM, Server, Start, environment
 
 Json = dict[str, Any]
 DOCUMENT = pages.openapi(max_inputs=2048)
@@ -220,3 +220,53 @@ class TestAnswers:
             )
         assert answer.status_code == 412
         check(answer, "post", "/v1/embeddings")
+
+
+# A request that is well-formed may still ask for what this model cannot do (400), a name that is
+# not served (404), a fingerprint that is not the model's (412), or an answer within no time (504):
+# facts that no schema has. 412 refuses what is not well-formed besides.
+SCHEMATHESIS = f"""
+seed = 4
+[generation]
+max-examples = 100
+database = "none"
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "304", "400", "404", "412", "504"]
+[checks.negative_data_rejection]
+expected-statuses = ["400", "404", "405", "412", "415"]
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"]
+[parameters]
+"path.name" = "{MINILM}"
+"""
+
+
+@pytest.fixture
+def example(start: Start, tmp_path: Path) -> Server:
+    """A server of one tiny model under the name that the document's examples use."""
+    tiny.write(
+        tmp_path / "artifacts" / MINILM,
+        MINILM,
+        matryoshka=(4, 2),
+        prompts={"query": "a ", "document": "b "},
+    )
+    models = tiny.models_toml(tmp_path / "models.toml", {MINILM: ""})
+    return start(models, tmp_path / "artifacts")
+
+
+def test_schemathesis(example: Server, tmp_path: Path) -> None:
+    """Requests made from the document, well-formed and not, get what the document says."""
+    (tmp_path / "schemathesis.toml").write_text(SCHEMATHESIS, encoding="utf-8")
+    tool = Path(sys.executable).with_name("schemathesis")
+    done = subprocess.run(
+        [tool, "--config-file", "schemathesis.toml", "run", f"{example.url}/openapi.json"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=85,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"(\d+) generated, \1 passed", done.stdout)
+    assert example.process.poll() is None

@@ -272,6 +272,21 @@ class TestLeaving:
 
         run(test)
 
+    def test_a_client_that_leaves_during_its_last_pass_disturbs_nobody(self) -> None:
+        """Its rows come when nobody waits for them: they are dropped, the lane goes on."""
+
+        async def test() -> None:
+            bench = Bench()
+            leaving = await bench.block()
+            bench.worker.cancel(leaving)
+            staying = bench.submit([4, 4])
+            bench.backend.gate.set()
+            assert await rows_of(staying) == [[4, 4, 2]]
+            assert leaving.future.cancelled()
+            bench.worker.close()
+
+        run(test)
+
     def test_a_client_that_leaves_after_its_pass_failed_is_not_run_again(self) -> None:
         """Its text is taken out of the half that waits for its second run."""
 
