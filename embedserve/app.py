@@ -1,23 +1,22 @@
-"""Routes, endpoints, exception handlers: create_app(settings, registry)."""
+"""Routes and endpoints: create_app(settings, registry)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import cast
+from collections.abc import AsyncIterator
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive
 
 from embedserve import __version__, body, metrics, models, schemas
+from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
-from embedserve.frame import PROBES, Cors, Frame, error_response
+from embedserve.frame import PROBES, Cors, Frame
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
 from embedserve.models import Embedded, Model, ModelRegistry
@@ -25,7 +24,6 @@ from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from embedserve.worker import Worker
 
-CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
 RENDER_ON_LOOP = 24 * 384
 # At most this many bytes of indexes in X-Truncated-Inputs; usage.truncated has them all.
@@ -51,31 +49,32 @@ class Service:
 
     async def create_embeddings(self, request: Request) -> Response:
         start = time.perf_counter()
-        outcome, label = "ok", metrics.NO_MODEL
+        headers = body.headers(request.scope)
+        outcome, series = "ok", None
         try:
-            content = await body.read(request, self.settings)
+            content = await body.read(request.receive, headers, self.settings)
             wanted = schemas.parse_embeddings(content, self.settings.max_inputs)
             model, wanted = self.registry.resolve(wanted)
-            label = model.name
-            with self.metrics.requests_in_flight.labels(label).track_inprogress():
-                return await self._embed(request, model, wanted)
-        except RequestError as error:
-            outcome = error.code
-            raise
-        except (ClientLeftError, ClientDisconnect):
-            outcome = "cancelled"
+            series = self.metrics.of(model.name)
+            series.requests_in_flight.inc()
+            return await self._embed(request, headers, model, wanted)
+        except (RequestError, ClientLeftError) as error:
+            outcome = error.code if isinstance(error, RequestError) else "cancelled"
             raise
         except Exception:
             outcome = "internal_error"
             raise
         finally:
-            self.metrics.requests.labels(label, outcome).inc()
-            if label:
-                duration = time.perf_counter() - start
-                self.metrics.request_duration.labels(label).observe(duration)
+            if series is None:
+                self.metrics.nameless[outcome].inc()
+            else:
+                series.requests[outcome].inc()
+                series.requests_in_flight.dec()
+                series.request_duration.observe(time.perf_counter() - start)
 
     async def create_tokens(self, request: Request) -> Response:
-        content = await body.read(request, self.settings)
+        headers = body.headers(request.scope)
+        content = await body.read(request.receive, headers, self.settings)
         wanted = schemas.parse_tokenize(content, self.settings.max_inputs)
         model, wanted = self.registry.resolve(wanted)
         tokens = await self.worker.encode(lambda: model.tokens(wanted))
@@ -102,29 +101,30 @@ class Service:
     async def ready(self, request: Request) -> Response:
         return _json(schemas.render({"status": "ok", "models": self.registry.names()}))
 
-    async def _embed(self, request: Request, model: Model, wanted: EmbeddingsRequest) -> Response:
-        _check_fingerprint(request, model)
-        deadline = time.perf_counter() + body.deadline(request, self.settings.request_timeout)
-        left = asyncio.ensure_future(_disconnect(request.receive))
-        try:
-            embedded = await model.embed(
-                wanted, self.worker, self.settings.max_request_tokens, left, deadline
-            )
-            response = await self._answer(request, model, wanted, embedded)
-        finally:
-            left.cancel()
+    async def _embed(
+        self, request: Request, headers: Headers, model: Model, wanted: EmbeddingsRequest
+    ) -> Response:
+        _check_fingerprint(headers, model)
+        timeout = body.deadline(headers, self.settings.request_timeout)
+        embedded = await model.embed(
+            wanted,
+            self.worker,
+            self.settings.max_request_tokens,
+            functools.partial(_disconnect, request.receive),
+            asyncio.get_running_loop().time() + timeout,
+        )
         self._count(request, model, embedded)
-        return response
+        return await self._answer(headers, model, wanted, embedded)
 
     async def _answer(
-        self, request: Request, model: Model, wanted: EmbeddingsRequest, embedded: Embedded
+        self, headers: Headers, model: Model, wanted: EmbeddingsRequest, embedded: Embedded
     ) -> Response:
-        headers = _headers(embedded, model.manifest.fingerprint)
-        if request.headers.get("accept", "").strip().lower() == schemas.OCTET_STREAM:
+        answer = _headers(embedded, model.manifest.fingerprint)
+        if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM.encode():
             n, dim = embedded.rows.shape
-            headers |= {"X-Embedding-Shape": f"{n},{dim}", "X-Embedding-Dtype": "float32"}
-            content = schemas.render_octets(embedded.rows)
-            return Response(content, headers=headers, media_type=schemas.OCTET_STREAM)
+            answer |= {"X-Embedding-Shape": f"{n},{dim}", "X-Embedding-Dtype": "float32"}
+            octets = schemas.render_octets(embedded.rows)
+            return Response(octets, headers=answer, media_type=schemas.OCTET_STREAM)
 
         def render() -> bytes:
             return schemas.render_embeddings(
@@ -136,14 +136,15 @@ class Service:
             )
 
         on_loop = embedded.rows.size <= RENDER_ON_LOOP
-        answer = render() if on_loop else await self.worker.encode(render)
-        return Response(answer, headers=headers, media_type=body.JSON)
+        content = render() if on_loop else await self.worker.encode(render)
+        return Response(content, headers=answer, media_type=body.JSON)
 
     def _count(self, request: Request, model: Model, embedded: Embedded) -> None:
-        texts = len(embedded.rows)
-        self.metrics.texts.labels(model.name).inc(texts)
-        self.metrics.truncated_texts.labels(model.name).inc(len(embedded.truncated))
-        self.metrics.tokenization_duration.labels(model.name).observe(embedded.tokenize)
+        texts, series = len(embedded.rows), self.metrics.of(model.name)
+        series.texts.inc(texts)
+        series.tokenization_duration.observe(embedded.tokenize)
+        if embedded.truncated:
+            series.truncated_texts.inc(len(embedded.truncated))
         request.state.access = {"model": model.name, "texts": texts, "tokens": embedded.tokens}
 
     def _openai_model(self, name: str) -> dict[str, object]:
@@ -159,42 +160,29 @@ def create_app(
     service = Service(settings, registry, lanes)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
         yield
         service.worker.close()
 
-    handlers = {
-        RequestError: answer_request_error,
-        HTTPException: answer_http_exception,
-        ClientLeftError: answer_client_left,
-        ClientDisconnect: answer_client_left,
-    }
-    app = Starlette(
-        routes=routes(service),
-        lifespan=lifespan,
-        exception_handlers=cast("dict[object, Callable[..., Awaitable[Response]]]", handlers),
-    )
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
-    app.router.redirect_slashes = False
+    router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    framed: ASGIApp = Frame(app, keys or Keys(None), open_paths)
+    framed: ASGIApp = Frame(router, keys or Keys(None), open_paths)
     return Cors(framed, settings.cors_origins) if settings.cors_origins else framed
 
 
 def routes(service: Service) -> list[Route]:
-    """Every route: the two surfaces over the same models differ in GET models alone."""
-    both = [
-        Route(f"{surface}{path}", endpoint, methods=[method])
-        for surface in ("/v1", "/openai/v1")
-        for path, endpoint, method in (
-            ("/models/{name}", service.get_model, "GET"),
-            ("/embeddings", service.create_embeddings, "POST"),
-        )
-    ]
+    """Every route, the busiest first: they are tried in order.
+
+    The two surfaces over the same models differ in GET models alone.
+    """
     return [
+        Route("/v1/embeddings", service.create_embeddings, methods=["POST"]),
+        Route("/openai/v1/embeddings", service.create_embeddings, methods=["POST"]),
         Route("/v1/models", service.list_models),
         Route("/openai/v1/models", service.list_models_openai),
-        *both,
+        Route("/v1/models/{name}", service.get_model),
+        Route("/openai/v1/models/{name}", service.get_model),
         Route("/v1/tokenize", service.create_tokens, methods=["POST"]),
         Route("/metrics", service.get_metrics),
         Route("/livez", service.live),
@@ -203,38 +191,18 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-async def answer_request_error(request: Request, error: RequestError) -> Response:
-    """RequestError -> OpenAI's error body."""
-    return error_response(error)
-
-
-async def answer_http_exception(request: Request, error: HTTPException) -> Response:
-    """Starlette's own 404 and 405 -> OpenAI's error body."""
-    path = request.scope["path"][:200]
-    if error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        message = f"{request.method} is not allowed on {path}; {allow} is"
-        return error_response(RequestError("method_not_allowed", message, None, {"Allow": allow}))
-    message = f"no such URL: {request.method} {path}"
-    return error_response(RequestError("unknown_url", message))
-
-
-async def answer_client_left(request: Request, error: Exception) -> Response:
-    """Nobody reads this answer."""
-    return Response(status_code=CLIENT_LEFT)
-
-
 def _json(content: bytes) -> Response:
     return Response(content, media_type=body.JSON)
 
 
-def _check_fingerprint(request: Request, model: Model) -> None:
-    expected = request.headers.get("x-expect-fingerprint")
+def _check_fingerprint(headers: Headers, model: Model) -> None:
+    expected = headers.get(b"x-expect-fingerprint")
     found = model.manifest.fingerprint
-    if expected is not None and expected != found:
+    if expected is not None and expected != found.encode():
+        text = expected[:64].decode("latin-1")
         raise RequestError(
             "fingerprint_mismatch",
-            f"X-Expect-Fingerprint is {expected[:64]!r}; {model.name} has {found}",
+            f"X-Expect-Fingerprint is {text!r}; {model.name} has {found}",
             "x-expect-fingerprint",
         )
 

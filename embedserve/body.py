@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 
-from starlette.requests import Request
+from starlette.types import Receive, Scope
 
-from embedserve.errors import RequestError
+from embedserve.errors import ClientLeftError, RequestError
 from embedserve.settings import Settings
 
+Headers = Mapping[bytes, bytes]
+
 JSON = "application/json"
+_JSON = JSON.encode()
 # The OpenAI clients send the second with every request: their own read timeout.
-DEADLINE_HEADERS = ("x-request-timeout", "x-stainless-read-timeout")
+DEADLINE_HEADERS = (b"x-request-timeout", b"x-stainless-read-timeout")
 # What is left of a body that was refused by its headers is not read.
 _CLOSE = {"Connection": "close"}
 
 
-async def read(request: Request, settings: Settings) -> bytes:
-    """Return the whole body of a JSON request: 408, 413 or 415 past the limits."""
-    _check_headers(request, settings.max_body_bytes)
+def headers(scope: Scope) -> Headers:
+    """Return the request's headers by lower-case name; of a repeated one the last counts."""
+    return dict(scope["headers"])
+
+
+async def read(receive: Receive, found: Headers, settings: Settings) -> bytes:
+    """Return the whole body of a JSON request: 408, 413 or 415 past the limits.
+
+    ClientLeftError when the client closes its connection before the end.
+    """
+    _check_headers(found, settings.max_body_bytes)
     try:
         async with asyncio.timeout(settings.max_body_seconds):
-            return await _chunks(request, settings.max_body_bytes)
+            return await _chunks(receive, settings.max_body_bytes)
     except TimeoutError:
         seconds = settings.max_body_seconds
         raise RequestError(
@@ -30,57 +42,67 @@ async def read(request: Request, settings: Settings) -> bytes:
         ) from None
 
 
-def deadline(request: Request, most: float) -> float:
+def deadline(found: Headers, most: float) -> float:
     """Return the seconds a request may take: what it asks for, bounded by the server's `most`."""
     for header in DEADLINE_HEADERS:
-        text = request.headers.get(header)
-        if text is None:
+        value = found.get(header)
+        if value is None:
             continue
-        seconds = _seconds(text)
+        seconds = _seconds(value)
         if seconds > 0:
             return min(seconds, most)
         if header == DEADLINE_HEADERS[0]:
-            message = f"X-Request-Timeout is {text[:32]!r}; a number of seconds above 0"
-            raise RequestError("invalid_value", message, header)
+            text = value[:32].decode("latin-1")
+            message = f"X-Request-Timeout is {text!r}; a number of seconds above 0"
+            raise RequestError("invalid_value", message, header.decode("ascii"))
     return most
 
 
-def _seconds(text: str) -> float:
+def _seconds(value: bytes) -> float:
     try:
-        seconds = float(text)
+        seconds = float(value)
     except ValueError:
         return 0.0
     return 0.0 if math.isnan(seconds) else seconds
 
 
-def _check_headers(request: Request, limit: int) -> None:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
+def _check_headers(found: Headers, limit: int) -> None:
+    encoding = found.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
         raise RequestError(
             "unsupported_encoding",
-            f"Content-Encoding is {encoding[:64]!r}; send the body uncompressed",
+            f"Content-Encoding is {_shown(encoding)}; send the body uncompressed",
             headers=_CLOSE,
         )
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != JSON:
-        found = f"is {media_type[:64]!r}" if media_type else "is missing"
+    media_type = found.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != _JSON:
+        what = f"is {_shown(media_type)}" if media_type else "is missing"
         raise RequestError(
-            "unsupported_media_type", f"Content-Type {found}; {JSON} is accepted", headers=_CLOSE
+            "unsupported_media_type", f"Content-Type {what}; {JSON} is accepted", headers=_CLOSE
         )
-    length = request.headers.get("content-length", "0")
-    if length.isascii() and length.isdigit() and int(length) > limit:
+    length = found.get(b"content-length", b"0")
+    if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
 
 
-async def _chunks(request: Request, limit: int) -> bytes:
+async def _chunks(receive: Receive, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
         chunks.append(chunk)
-    return b"".join(chunks)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:64].decode("latin-1"))
 
 
 def _too_large(limit: int) -> RequestError:

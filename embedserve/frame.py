@@ -1,4 +1,4 @@
-"""What stands around every request: id, API key, access log line, JSON error for a bug."""
+"""What stands around every request: id, API key, access log line, the one exception handler."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import time
 from typing import cast
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedserve import schemas
-from embedserve.errors import RequestError
+from embedserve.errors import ClientLeftError, RequestError
 from embedserve.keys import Keys
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("embedserve.access")
 
+CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer
 PROBES = ("/livez", "/readyz", "/health")
 # Pages are opened by browsers, which ask for a key when they are told to.
 PAGES = ("/", "/docs", "/openapi.json")
@@ -37,7 +39,10 @@ _EXPOSED = (
 
 
 class Frame:
-    """ASGI middleware around the application. Owned by the event loop."""
+    """ASGI middleware around the router, with the one exception handler.
+
+    Owned by the event loop.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
         self._app = app
@@ -59,22 +64,30 @@ class Frame:
                 message["headers"].append((b"x-request-id", request_id))
             await send(message)
 
+        scope["app"] = self  # tells the router to raise what it cannot route
         try:
-            app = self._app if self._may_pass(scope) else _invalid_key(scope)
-            await app(scope, receive, send_with_id)
-        except Exception:
-            log.exception("request %s: internal error", request_id.decode("ascii"))
-            if status:
+            self._check_key(scope)
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            answer = _answer(error, scope, request_id)
+            if status:  # too late: the answer has begun
                 raise
-            error = RequestError("internal_error", "an internal error; it is in the server's log")
-            await error_response(error)(scope, receive, send_with_id)
+            await answer(scope, receive, send_with_id)
         finally:
             _log(scope, status, request_id, time.perf_counter() - start)
 
-    def _may_pass(self, scope: Scope) -> bool:
+    def _check_key(self, scope: Scope) -> None:
+        """401 before the body is read; what a client still sends of it is not."""
         if not self._keys or scope["path"] in self._open_paths:
-            return True
-        return self._keys.accept(Headers(scope=scope).get("authorization"))
+            return
+        if self._keys.accept(Headers(scope=scope).get("authorization")):
+            return
+        challenge = 'Basic realm="embedserve"' if scope["path"] in PAGES else "Bearer"
+        raise RequestError(
+            "invalid_api_key",
+            "no valid API key; send Authorization: Bearer KEY",
+            headers={"WWW-Authenticate": challenge, "Connection": "close"},
+        )
 
 
 class Cors(CORSMiddleware):
@@ -110,16 +123,28 @@ def error_response(error: RequestError) -> Response:
     )
 
 
-def _invalid_key(scope: Scope) -> Response:
-    """401 before the body is read; what a client still sends of it is not."""
-    challenge = 'Basic realm="embedserve"' if scope["path"] in PAGES else "Bearer"
+def _answer(error: Exception, scope: Scope, request_id: bytes) -> Response:
+    """The one exception handler: what a request gets for whatever was raised on its way."""
+    if isinstance(error, RequestError):
+        return error_response(error)
+    if isinstance(error, ClientLeftError):
+        return Response(status_code=CLIENT_LEFT)
+    if isinstance(error, HTTPException):
+        return error_response(_unrouted(error, scope))
+    log.error("request %s: internal error", request_id.decode("ascii"), exc_info=error)
     return error_response(
-        RequestError(
-            "invalid_api_key",
-            "no valid API key; send Authorization: Bearer KEY",
-            headers={"WWW-Authenticate": challenge, "Connection": "close"},
-        )
+        RequestError("internal_error", "an internal error; it is in the server's log")
     )
+
+
+def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
+    """What the router raises: 405 for another method of a path, else 404."""
+    method, path = scope["method"], scope["path"][:200]
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        message = f"{method} is not allowed on {path}; {allow} is"
+        return RequestError("method_not_allowed", message, None, {"Allow": allow})
+    return RequestError("unknown_url", f"no such URL: {method} {path}")
 
 
 def _request_id(scope: Scope) -> bytes:

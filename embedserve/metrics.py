@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,32 @@ METRICS: tuple[Row, ...] = (
 )
 
 
+class ModelMetrics:
+    """The series of one model, looked up once: a look-up costs as much as a count."""
+
+    def __init__(self, made: Mapping[str, Any], name: str) -> None:
+        def child(metric: str) -> Any:
+            return made[metric].labels(name)
+
+        self.requests: Mapping[str, Counter] = {
+            outcome: made["requests_total"].labels(name, outcome) for outcome in OUTCOMES
+        }
+        self.texts: Counter = child("texts_total")
+        self.tokens: Counter = child("tokens_total")
+        self.padding_tokens: Counter = child("padding_tokens_total")
+        self.truncated_texts: Counter = child("truncated_texts_total")
+        self.failed_passes: Counter = child("failed_passes_total")
+        self.request_duration: Histogram = child("request_duration_seconds")
+        self.tokenization_duration: Histogram = child("tokenization_duration_seconds")
+        self.queue_wait: Histogram = child("queue_wait_seconds")
+        self.inference_duration: Histogram = child("inference_duration_seconds")
+        self.batch_size: Histogram = child("batch_size")
+        self.batch_tokens: Histogram = child("batch_tokens")
+        self.padding_ratio: Histogram = child("padding_ratio")
+        self.queue_depth: Gauge = child("queue_depth")
+        self.requests_in_flight: Gauge = child("requests_in_flight")
+
+
 class Metrics:
     """All metrics of one server, every series present from the first scrape on."""
 
@@ -76,35 +102,22 @@ class Metrics:
         self.registry = registry if registry is not None else CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        made = {row.name: _make(row, self.registry) for row in METRICS}
-        self.requests: Counter = made["requests_total"]
-        self.texts: Counter = made["texts_total"]
-        self.tokens: Counter = made["tokens_total"]
-        self.padding_tokens: Counter = made["padding_tokens_total"]
-        self.truncated_texts: Counter = made["truncated_texts_total"]
-        self.failed_passes: Counter = made["failed_passes_total"]
-        self.request_duration: Histogram = made["request_duration_seconds"]
-        self.tokenization_duration: Histogram = made["tokenization_duration_seconds"]
-        self.queue_wait: Histogram = made["queue_wait_seconds"]
-        self.inference_duration: Histogram = made["inference_duration_seconds"]
-        self.batch_size: Histogram = made["batch_size"]
-        self.batch_tokens: Histogram = made["batch_tokens"]
-        self.padding_ratio: Histogram = made["padding_ratio"]
-        self.queue_depth: Gauge = made["queue_depth"]
-        self.requests_in_flight: Gauge = made["requests_in_flight"]
-        self.model_info: Gauge = made["model_info"]
-        self._by_model = [made[row.name] for row in METRICS if row.labels == ("model",)]
-        for outcome in OUTCOMES:
-            self.requests.labels(NO_MODEL, outcome)
+        self._made = {row.name: _make(row, self.registry) for row in METRICS}
+        self._models: dict[str, ModelMetrics] = {}
+        # Requests that name no model we serve.
+        requests: Counter = self._made["requests_total"]
+        self.nameless = {outcome: requests.labels(NO_MODEL, outcome) for outcome in OUTCOMES}
+
+    def of(self, name: str) -> ModelMetrics:
+        """Return the series of a model, made at the first call."""
+        if name not in self._models:
+            self._models[name] = ModelMetrics(self._made, name)
+        return self._models[name]
 
     def add_model(self, name: str, depth: Callable[[], float], **info: str) -> None:
         """Make every series of a model; `depth` is asked at each scrape."""
-        for metric in self._by_model:
-            metric.labels(name)
-        for outcome in OUTCOMES:
-            self.requests.labels(name, outcome)
-        self.queue_depth.labels(name).set_function(depth)
-        self.model_info.labels(model=name, **info).set(1)
+        self.of(name).queue_depth.set_function(depth)
+        self._made["model_info"].labels(model=name, **info).set(1)
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

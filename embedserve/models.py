@@ -6,7 +6,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,13 +72,13 @@ class Model:
         request: EmbeddingsRequest,
         worker: Worker,
         max_tokens: int,
-        left: asyncio.Future[None],
+        left: Callable[[], Coroutine[None, None, None]],
         deadline: float,
     ) -> Embedded:
         """Tokenize, queue, wait for the rows, cut to `dimensions`; RequestError when refused.
 
-        `left` is done when the client has gone: ClientLeftError is raised. `deadline` is a time of
-        time.perf_counter: then 504. Either way what still waits of the request is never computed.
+        `left` returns when the client has gone: ClientLeftError is raised. `deadline` is a time of
+        the loop's clock: then 504. Either way what still waits of the request is never computed.
         """
         start = time.perf_counter()
         self.check_dimensions(request.dimensions)
@@ -166,20 +166,24 @@ class Model:
         )
 
 
-async def _rows(job: Job, worker: Worker, left: asyncio.Future[None], deadline: float) -> Floats:
+async def _rows(
+    job: Job, worker: Worker, left: Callable[[], Coroutine[None, None, None]], deadline: float
+) -> Floats:
     """Wait for the rows, for as long as the client and the deadline do."""
+
+    async def watch() -> None:
+        await left()
+        worker.fail(job, ClientLeftError())
+
+    loop = asyncio.get_running_loop()
+    watcher = loop.create_task(watch())
+    late = RequestError("deadline_exceeded", "the request's deadline passed before its answer")
+    timer = loop.call_at(deadline, worker.fail, job, late)
     try:
-        await asyncio.wait(
-            (job.future, left),
-            timeout=max(0.0, deadline - time.perf_counter()),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if job.future.done():
-            return job.future.result()
-        if left.done():
-            raise ClientLeftError
-        raise RequestError("deadline_exceeded", "the request's deadline passed before its answer")
+        return await job.future
     finally:
+        timer.cancel()
+        watcher.cancel()
         if not job.future.done():
             worker.cancel(job)
 

@@ -147,7 +147,7 @@ class Tokenizer:
         probe = self._probe()
         bare = self._tokenizer.encode(probe, add_special_tokens=False).ids
         full = self._tokenizer.encode(probe)
-        if self.max_tokens <= len(full.ids) - len(bare):
+        if self.max_tokens < len(full.ids) - len(bare):
             raise StartupError(f"{path}: max_tokens is {self.max_tokens}, no room beside specials")
         inside = [i for i, sequence in enumerate(full.sequence_ids) if sequence is not None]
         if inside and not any(full.type_ids):

@@ -88,7 +88,7 @@ class Worker:
         self._engines = {engine.shape: engine for engine in engines.values()}
         self._lanes = lanes
         self._max_wait = max_wait
-        self._metrics = metrics
+        self._metrics = {e.shape: metrics.of(e.name) for e in engines.values()}
         self._clock = clock
         self._rate = dict.fromkeys(self._engines, 0.0)  # cost units per second and lane
         self._busy = 0
@@ -138,6 +138,12 @@ class Worker:
         self.queue.discard(job.entries)
         job.future.cancel()
 
+    def fail(self, job: Job, error: Exception) -> None:
+        """End a request with an error; what still waits of it is never computed."""
+        self.queue.discard(job.entries)
+        if not job.future.done():
+            job.future.set_exception(error)
+
     def predicted_wait(self) -> float:
         """Seconds until what waits now is done; 0 while a model's rate is not known."""
         waits = (self.queue.cost(shape) / rate for shape, rate in self._rate.items() if rate > 0)
@@ -147,7 +153,7 @@ class Worker:
         """End what waits with 503 and let the threads end; what runs is answered."""
         self._closed = True
         for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
-            self._fail(_job(entry), RequestError("draining", "the server is shutting down"))
+            self.fail(_job(entry), RequestError("draining", "the server is shutting down"))
         self._again.clear()
         self._inference.shutdown(wait=False, cancel_futures=True)
         self._tokenizer.shutdown(wait=False, cancel_futures=True)
@@ -172,11 +178,12 @@ class Worker:
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
         engine = self._engines[entries[0].shape]
+        metrics = self._metrics[engine.shape]
         for entry in entries:
             job = _job(entry)
             if job.started is None:
                 job.started = now
-                self._metrics.queue_wait.labels(engine.name).observe(now - job.submitted)
+                metrics.queue_wait.observe(now - job.submitted)
         is_long = self.queue.is_long(entries[0])
         self._busy += 1
         self._busy_long += is_long
@@ -210,14 +217,14 @@ class Worker:
 
     def _failed(self, engine: Engine, entries: list[Entry], error: Exception) -> None:
         """Find the offender by halves: it fails alone, its neighbours run again."""
-        self._metrics.failed_passes.labels(engine.name).inc()
+        self._metrics[engine.shape].failed_passes.inc()
         if len(entries) > 1 and not self._closed:
             middle = len(entries) // 2
             self._again.extend([entries[:middle], entries[middle:]])
             return
         log.error("model %s: a pass of one text failed: %r", engine.name, error)
         for entry in entries:
-            self._fail(_job(entry), _inference_failed(entry.row))
+            self.fail(_job(entry), _inference_failed(entry.row))
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
         # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
@@ -225,7 +232,7 @@ class Worker:
         for entry, row, norm in zip(entries, rows, norms, strict=True):
             job = _job(entry)
             if not (np.isfinite(norm) and norm > 0):
-                self._fail(job, _non_finite(entry.row))
+                self.fail(job, _non_finite(entry.row))
                 continue
             job.rows[entry.row] = row
             job.remaining -= 1
@@ -233,20 +240,15 @@ class Worker:
                 job.finished = self._clock()
                 job.future.set_result(job.rows)
 
-    def _fail(self, job: Job, error: RequestError) -> None:
-        self.queue.discard(job.entries)
-        if not job.future.done():
-            job.future.set_exception(error)
-
     def _measure(self, engine: Engine, entries: list[Entry], done: _Pass) -> None:
-        metrics, name = self._metrics, engine.name
+        metrics = self._metrics[engine.shape]
         tokens = sum(len(entry.ids) for entry in entries)
-        metrics.inference_duration.labels(name).observe(done.seconds)
-        metrics.batch_size.labels(name).observe(len(entries))
-        metrics.batch_tokens.labels(name).observe(done.padded_tokens)
-        metrics.padding_ratio.labels(name).observe(1 - tokens / done.padded_tokens)
-        metrics.tokens.labels(name).inc(tokens)
-        metrics.padding_tokens.labels(name).inc(done.padded_tokens - tokens)
+        metrics.inference_duration.observe(done.seconds)
+        metrics.batch_size.observe(len(entries))
+        metrics.batch_tokens.observe(done.padded_tokens)
+        metrics.padding_ratio.observe(1 - tokens / done.padded_tokens)
+        metrics.tokens.inc(tokens)
+        metrics.padding_tokens.inc(done.padded_tokens - tokens)
         rate = sum(entry.cost for entry in entries) / max(done.seconds, 1e-9)
         known = self._rate[engine.shape]
         self._rate[engine.shape] = known + _RATE_WEIGHT * (rate - known) if known else rate

@@ -119,6 +119,15 @@ class TestManifest:
             assert getattr(read, key) == value
         artifact.check_files(tmp_path / "a", read)
 
+    def test_an_array_outside_of_files_is_refused(self, tmp_path: Path) -> None:
+        """A step's array has a digest, or the artifact is refused."""
+        step = Step("dense", activation="torch.nn.modules.activation.Tanh", weight="w.npy")
+        tiny.write(tmp_path / "a", finishing=(step,))
+        (tmp_path / "a" / "w.npy").unlink()
+        artifact.write(tmp_path / "a", artifact.read(tmp_path / "a"))
+        with pytest.raises(StartupError, match=r"w\.npy"):
+            artifact.read(tmp_path / "a")
+
     def test_write_records_every_file(self, directory: Path) -> None:
         """Each file but the manifest itself stands there with its size and digest."""
         files = artifact.read(directory).files

@@ -1,0 +1,73 @@
+"""A server whose engine is a constant: python -m tests.bench.constant_server embedserve|bare DIM
+
+`bare` is uvicorn and starlette alone, with the same settings, answering the same bytes. Prints its
+port. The constant is one row of DIM float32 a text.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from embedserve import logs, schemas, server
+from embedserve.app import create_app
+from embedserve.config import ModelSpec
+from embedserve.models import Embedded, ModelRegistry, load_model
+from embedserve.schemas import EmbeddingsRequest
+from embedserve.settings import Settings
+from tests import tiny
+
+
+def rows(n: int, dim: int) -> np.ndarray:
+    """Unit rows as a model gives them."""
+    made = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def constant_app(settings: Settings, dim: int) -> ASGIApp:
+    """embedserve's own application, all but the engine."""
+    answers = {n: rows(n, dim) for n in (1, 2048)}
+
+    async def embed(request: EmbeddingsRequest, *_: Any) -> Embedded:
+        texts = request.texts or []
+        return Embedded(answers[len(texts)], 6 * len(texts), [], 0.0, 0.0, 0.0)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        tiny.write(Path(scratch) / "tiny")
+        model = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
+    model.embed = embed  # type: ignore[method-assign]  # the constant in the engine's place
+    return create_app(settings, ModelRegistry([model]), 1)
+
+
+def bare_app(dim: int) -> ASGIApp:
+    """starlette reading the body and answering the same bytes."""
+    content = schemas.render_embeddings("tiny", rows(1, dim), 6, [], "float")
+
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return Response(content, media_type="application/json")
+
+    return Starlette(routes=[Route("/v1/embeddings", answer, methods=["POST"])])
+
+
+def main(kind: str, dim: str) -> None:
+    """Serve until terminated."""
+    settings = Settings(port=0, log_level="warning")
+    logs.configure(settings)
+    listener = server.bind(settings)
+    print(listener.getsockname()[1], flush=True)
+    app = bare_app(int(dim)) if kind == "bare" else constant_app(settings, int(dim))
+    server.run(app, settings, listener)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
