@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 
+from embedserve.encoding import base64_rows
 from embedserve.errors import RequestError
 from embedserve.pooling import Floats
 from embedserve.tokenization import Tokens, Truncate
 
-OCTET_STREAM = "application/octet-stream"
+OCTET_STREAM = b"application/octet-stream"
 
 EncodingFormat = Literal["float", "base64"]
 InputType = Literal["query", "document"]
@@ -84,23 +84,32 @@ def render_embeddings(
     float32.
     """
     dims = rows.shape[1]
-    if encoding_format == "base64":
-        raw = np.ascontiguousarray(rows, "<f4").tobytes()
-        width = dims * 4
-        values: Sequence[Any] = [
-            base64.b64encode(raw[i : i + width]).decode("ascii") for i in range(0, len(raw), width)
-        ]
-    else:
-        values = cast(Sequence[Any], np.ascontiguousarray(rows))
-    data = [
-        {"object": "embedding", "index": i, "dims": dims, "embedding": value}
-        for i, value in enumerate(values)
-    ]
     usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
     if truncated:
         usage["truncated"] = list(truncated)
-    answer = {"object": "list", "data": data, "model": model, "usage": usage}
+    tail: dict[str, Any] = {"model": model, "usage": usage}
+    if encoding_format == "base64":
+        return _base64_answer(base64_rows(rows), dims, tail)
+    data = [
+        {"object": "embedding", "index": i, "dims": dims, "embedding": row}
+        for i, row in enumerate(np.ascontiguousarray(rows))
+    ]
+    answer = {"object": "list", "data": data, **tail}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _base64_answer(texts: Sequence[bytes], dims: int, tail: Mapping[str, Any]) -> bytes:
+    """Put megabytes of base64 between their braces without another look at each character."""
+    parts: list[bytes] = []
+    for i, text in enumerate(texts):
+        opening = b"," if i else b'{"object":"list","data":['
+        parts.append(
+            b'%b{"object":"embedding","index":%d,"dims":%d,"embedding":"' % (opening, i, dims)
+        )
+        parts.append(text)
+        parts.append(b'"}')
+    parts.append(b"]," + orjson.dumps(tail)[1:])
+    return b"".join(parts)
 
 
 def render_octets(rows: Floats) -> memoryview:

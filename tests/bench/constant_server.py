@@ -21,16 +21,18 @@ from starlette.types import ASGIApp
 from embedserve import logs, schemas, server
 from embedserve.app import create_app
 from embedserve.config import ModelSpec
+from embedserve.finishing import normalize
 from embedserve.models import Embedded, ModelRegistry, load_model
+from embedserve.pooling import Floats
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from tests import tiny
 
 
-def rows(n: int, dim: int) -> np.ndarray:
+def rows(n: int, dim: int) -> Floats:
     """Unit rows as a model gives them."""
     made = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
+    return normalize(made)
 
 
 def constant_app(settings: Settings, dim: int) -> ASGIApp:
@@ -44,7 +46,7 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
     with tempfile.TemporaryDirectory() as scratch:
         tiny.write(Path(scratch) / "tiny")
         model = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
-    model.embed = embed  # type: ignore[method-assign]  # the constant in the engine's place
+    model.embed = embed  # type: ignore[method-assign,assignment]  # the constant in the engine's place
     return create_app(settings, ModelRegistry([model]), 1)
 
 

@@ -39,7 +39,7 @@ def request(body: bytes, headers: str = "") -> bytes:
 
 
 async def drive(port: int, requests: list[bytes], clients: int, count: int) -> Run:
-    """Send `count` requests over `clients` connections, taking `requests` in turn; all must be 200."""
+    """Send `count` of `requests`, taken in turn, over `clients` connections; all must be 200."""
     latencies: list[float] = []
     number = iter(range(count))
     start = time.perf_counter()

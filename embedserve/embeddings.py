@@ -1,0 +1,164 @@
+"""POST embeddings: one request from its first byte to its last."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+
+from starlette.types import Receive, Scope, Send
+
+from embedserve import __version__, body, schemas
+from embedserve.body import Headers
+from embedserve.errors import ClientLeftError, RequestError
+from embedserve.metrics import Metrics
+from embedserve.models import Embedded, Model, ModelRegistry
+from embedserve.schemas import EmbeddingsRequest
+from embedserve.settings import Settings
+from embedserve.worker import Worker
+
+# Rendering more floats than this takes over a millisecond: then it is done in a thread.
+RENDER_ON_LOOP = 24 * 384
+# At most this many bytes of indexes in X-Truncated-Inputs; usage.truncated has them all.
+MAX_HEADER = 512
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class Embeddings:
+    """The endpoint, as an ASGI application: the one route where microseconds count.
+
+    Owned by the event loop.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: ModelRegistry, worker: Worker, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._worker = worker
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = time.perf_counter()
+        headers = body.headers(scope)
+        outcome, series = "ok", None
+        try:
+            content = await body.read(receive, headers, self._settings)
+            wanted = schemas.parse_embeddings(content, self._settings.max_inputs)
+            model, wanted = self._registry.resolve(wanted)
+            series = self._metrics.of(model.name)
+            series.requests_in_flight.inc()
+            embedded = await self._embed(receive, headers, model, wanted)
+            _note(scope, model, embedded)
+            series.texts.inc(len(embedded.rows))
+            series.truncated_texts.inc(len(embedded.truncated))
+            series.tokenization_duration.observe(embedded.tokenize)
+            await self._answer(send, headers, model, wanted, embedded)
+        except (RequestError, ClientLeftError) as error:
+            outcome = error.code if isinstance(error, RequestError) else "cancelled"
+            raise
+        except Exception:
+            outcome = "internal_error"
+            raise
+        finally:
+            if series is None:
+                self._metrics.nameless[outcome].inc()
+            else:
+                series.requests[outcome].inc()
+                series.requests_in_flight.dec()
+                series.request_duration.observe(time.perf_counter() - start)
+
+    async def _embed(
+        self, receive: Receive, headers: Headers, model: Model, wanted: EmbeddingsRequest
+    ) -> Embedded:
+        _check_fingerprint(headers, model)
+        timeout = body.deadline(headers, self._settings.request_timeout)
+        return await model.embed(
+            wanted,
+            self._worker,
+            self._settings.max_request_tokens,
+            functools.partial(_disconnect, receive),
+            asyncio.get_running_loop().time() + timeout,
+        )
+
+    async def _answer(
+        self,
+        send: Send,
+        headers: Headers,
+        model: Model,
+        wanted: EmbeddingsRequest,
+        embedded: Embedded,
+    ) -> None:
+        answer = _headers(embedded, model.manifest.fingerprint)
+        content: bytes | memoryview
+        if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM:
+            n, dim = embedded.rows.shape
+            answer.append((b"content-type", schemas.OCTET_STREAM))
+            answer.append((b"x-embedding-shape", b"%d,%d" % (n, dim)))
+            answer.append((b"x-embedding-dtype", b"float32"))
+            content = schemas.render_octets(embedded.rows)
+        else:
+            answer.append((b"content-type", b"application/json"))
+            render = functools.partial(
+                schemas.render_embeddings,
+                wanted.model or model.name,
+                embedded.rows,
+                embedded.tokens,
+                embedded.truncated,
+                wanted.encoding_format,
+            )
+            on_loop = embedded.rows.size <= RENDER_ON_LOOP
+            content = render() if on_loop else await self._worker.encode(render)
+        answer.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": 200, "headers": answer})
+        await send({"type": "http.response.body", "body": content})
+
+
+def _check_fingerprint(headers: Headers, model: Model) -> None:
+    expected = headers.get(b"x-expect-fingerprint")
+    found = model.manifest.fingerprint
+    if expected is not None and expected != found.encode():
+        text = expected[:64].decode("latin-1")
+        raise RequestError(
+            "fingerprint_mismatch",
+            f"X-Expect-Fingerprint is {text!r}; {model.name} has {found}",
+            "x-expect-fingerprint",
+        )
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _note(scope: Scope, model: Model, embedded: Embedded) -> None:
+    """What the access log says besides."""
+    access = {"model": model.name, "texts": len(embedded.rows), "tokens": embedded.tokens}
+    scope.setdefault("state", {})["access"] = access
+
+
+def _headers(embedded: Embedded, fingerprint: str) -> RawHeaders:
+    timing = b"tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f" % (
+        embedded.tokenize * 1000,
+        embedded.queue * 1000,
+        embedded.inference * 1000,
+    )
+    headers = [
+        (b"x-embedding-fingerprint", fingerprint.encode()),
+        (b"server-timing", timing),
+        (b"server", _SERVER),
+    ]
+    if embedded.truncated:
+        headers.append((b"x-truncated-inputs", _indexes(embedded.truncated).encode()))
+    return headers
+
+
+_SERVER = f"embedserve/{__version__}".encode()
+
+
+def _indexes(indexes: list[int]) -> str:
+    """0,3,17 shortened to what a header may hold."""
+    text = ",".join(map(str, indexes))
+    return text if len(text) <= MAX_HEADER else text[:MAX_HEADER].rpartition(",")[0] + ",..."
