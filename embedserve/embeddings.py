@@ -52,7 +52,8 @@ class Embeddings:
             embedded = await self._embed(receive, headers, model, wanted)
             _note(scope, model, embedded)
             series.texts.inc(len(embedded.rows))
-            series.truncated_texts.inc(len(embedded.truncated))
+            if embedded.truncated:
+                series.truncated_texts.inc(len(embedded.truncated))
             series.tokenization_duration.observe(embedded.tokenize)
             await self._answer(send, headers, model, wanted, embedded)
         except (RequestError, ClientLeftError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
@@ -48,13 +49,15 @@ class Frame:
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
+        # Ids are unique across processes by the first part, within one by the second.
+        self._ids = map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id = _given_id(scope) or next(self._ids).encode()
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -147,12 +150,12 @@ def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
     return RequestError("unknown_url", f"no such URL: {method} {path}")
 
 
-def _request_id(scope: Scope) -> bytes:
-    """The client's X-Request-Id when it is well-formed, else a new one."""
+def _given_id(scope: Scope) -> bytes | None:
+    """The client's X-Request-Id when it is well-formed."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
             return cast(bytes, value)
-    return f"req_{secrets.token_hex(12)}".encode("ascii")
+    return None
 
 
 def _log(scope: Scope, status: int, request_id: bytes, seconds: float) -> None:

@@ -98,17 +98,16 @@ def render_embeddings(
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _base64_answer(texts: Sequence[bytes], dims: int, tail: Mapping[str, Any]) -> bytes:
+def _base64_answer(
+    texts: Sequence[bytes | memoryview], dims: int, tail: Mapping[str, Any]
+) -> bytes:
     """Put megabytes of base64 between their braces without another look at each character."""
-    parts: list[bytes] = []
-    for i, text in enumerate(texts):
-        opening = b"," if i else b'{"object":"list","data":['
-        parts.append(
-            b'%b{"object":"embedding","index":%d,"dims":%d,"embedding":"' % (opening, i, dims)
-        )
-        parts.append(text)
-        parts.append(b'"}')
-    parts.append(b"]," + orjson.dumps(tail)[1:])
+    opening = b'"},{"object":"embedding","index":%%d,"dims":%d,"embedding":"' % dims
+    parts: list[bytes | memoryview] = [b""] * (2 * len(texts) + 1)
+    parts[0:-1:2] = [opening % i for i in range(len(texts))]
+    parts[1::2] = texts
+    parts[0] = b'{"object":"list","data":[' + bytes(parts[0])[len(b'"},') :]
+    parts[-1] = b'"}],' + orjson.dumps(tail)[1:]
     return b"".join(parts)
 
 
@@ -183,12 +182,16 @@ def _input(value: Any, max_inputs: int) -> tuple[list[str] | None, list[list[int
         )
     if isinstance(value[0], list):
         return None, _token_ids(value)
-    for i, text in enumerate(value):
-        if not isinstance(text, str):
-            raise _wrong_type(f"input[{i}]", text, "a string")
-        if not text:
-            raise RequestError("empty_input", f"input[{i}] is an empty string", f"input[{i}]")
+    if set(map(type, value)) != {str} or "" in value:
+        raise _first_offender(value)
     return value, None
+
+
+def _first_offender(value: list[Any]) -> RequestError:
+    i, text = next((i, v) for i, v in enumerate(value) if not isinstance(v, str) or not v)
+    if isinstance(text, str):
+        return RequestError("empty_input", f"input[{i}] is an empty string", f"input[{i}]")
+    return _wrong_type(f"input[{i}]", text, "a string")
 
 
 def _token_ids(value: list[Any]) -> list[list[int]]:
