@@ -14,7 +14,7 @@ PIP_TORCH = $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
   $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow check lock clean
+.PHONY: serve export test test-serve test-export test-clients test-slow bench check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
@@ -40,6 +40,9 @@ test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-r
 	NOMIC_REFERENCE_PYTHON=$(CURDIR)/.venv-reference/bin/python \
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600
+
+bench: .venv-dev/.installed  ## what the HTTP layer costs, beside bare uvicorn and starlette
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-dev/bin/python -m tests.bench.http_overhead
 
 check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/ruff format --check .

@@ -12,6 +12,7 @@ SERVER = "server_error"
 
 # code -> (HTTP status, OpenAI error type). The README's table is checked against this one.
 ERRORS: Mapping[str, tuple[int, str]] = {
+    "invalid_http": (400, INVALID_REQUEST),
     "invalid_json": (400, INVALID_REQUEST),
     "invalid_type": (400, INVALID_REQUEST),
     "missing_parameter": (400, INVALID_REQUEST),

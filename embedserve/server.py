@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from embedserve.errors import Exit, StartupError
+from embedserve.protocol import protocol_class
 from embedserve.settings import Settings
 
 # Longer than the 60 s after which common load balancers drop an idle connection: the side that
@@ -53,7 +54,7 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",  # plain asyncio spins when descriptors run out
-        http="httptools",
+        http=protocol_class(settings.max_connections),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -64,6 +64,9 @@ class Settings:
     max_body_seconds: float = _setting(
         60.0, "seconds in which a request's body must arrive", *_between(0.001, 3600)
     )
+    max_connections: int = _setting(
+        10_000, "open connections past which a new one gets 503", *_between(1, 1_000_000)
+    )
     drain_seconds: float = _setting(
         30.0, "seconds for answers in flight after SIGTERM", *_between(0, 3600)
     )

@@ -41,6 +41,18 @@ def test_metrics() -> None:
     assert table("| metric |") == rows
 
 
+def test_client_versions() -> None:
+    """The versions said to be tried are those that the tests install."""
+    python = (ROOT / "requirements" / "clients.txt").read_text()
+    node = (ROOT / "tests" / "clients" / "package.json").read_text()
+    for client, version in table("| client |")[:-1]:
+        name = client.split(" ")[0].strip(",").lower()
+        if "JavaScript" in client:
+            assert f'"{name}": "{version}"' in node
+        else:
+            assert f"\n{name}=={version} " in f"\n{python}"
+
+
 def test_tree() -> None:
     """Each module has its line, and each line its module."""
     for package in ("embedserve", "export"):

@@ -1,0 +1,243 @@
+"""HTTP/1.1 on one connection: uvicorn's httptools protocol with limits, deadlines and JSON errors.
+
+What httptools parses it accepts in any size and at any pace; here a head has bounds in bytes,
+fields and time, a client that does not read is cut off, and what cannot be parsed gets the error
+body of every other failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from embedserve import schemas
+from embedserve.errors import RequestError
+
+MAX_HEAD_BYTES = 32_768  # request line and header fields together
+MAX_URL_BYTES = 8_192
+MAX_FIELDS = 100
+HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
+WRITE_SECONDS = 30.0  # for a client that stops reading its answer
+# A client that still sends is read on for so long after a refusal, so that it can read the answer:
+# closing at once would reset the connection under it.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1_048_576
+
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    414: "URI Too Long",
+    503: "Service Unavailable",
+}
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. Owned by the event loop."""
+
+    def __init__(self, *arguments: Any, max_connections: int, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._max_connections = max_connections
+        self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._head_bytes = 0
+        self._refusal: RequestError | None = None
+        self._discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast(asyncio.Transport, _Lingering(transport, self)))
+        if len(self.connections) > self._max_connections:
+            self._refuse(
+                RequestError(
+                    "too_many_connections",
+                    f"more than {self._max_connections} connections are open; try again later",
+                    headers={"Retry-After": "1"},
+                )
+            )
+        else:
+            self._arm(HEAD_SECONDS, self._late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._stop_write_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._unset_keepalive_if_required()
+        was_in_head = self._in_head
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refusal = self._refusal or _unparsable("the request is not valid HTTP/1.1")
+        if was_in_head and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refusal = self._refusal or self._too_large()
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._timer is None and not self._in_head and not self._is_answering():
+            self._arm(HEAD_SECONDS, self._late)  # line breaks between requests
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        self._arm(HEAD_SECONDS, self._late)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._disarm()
+        self._refusal = self._check_head()
+        if self._refusal is None and not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refusal is None and not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _decline(self, rest: bytes) -> None:
+        """Read a request that offers another protocol as if it did not, `rest` after its head.
+
+        The parser takes what follows such a head for the other protocol. Java's client offers
+        HTTP/2 in this way with each first request.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            self._refusal = _unparsable("CONNECT is not served")
+            return
+        fields = [f for f in self.headers if f[0] not in (b"connection", b"upgrade")]
+        line = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        head = line + b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(head + b"\r\n" + rest)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def linger(self) -> None:
+        """Close what is sent; read on for a while what the client still sends, and drop it."""
+        self._refusal = self._refusal or _unparsable("the connection is closing")
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._arm(LINGER_SECONDS, self.transport.abort)
+
+    def unfinished(self) -> bool:
+        """Whether the client has still to send what it has begun."""
+        return self._in_head or (self.cycle is not None and self.cycle.more_body)
+
+    def _check_head(self) -> RequestError | None:
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_FIELDS or size > MAX_HEAD_BYTES:
+            return self._too_large()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            return _unparsable(f"the request has {hosts} Host fields; exactly one is accepted")
+        return None
+
+    def _too_large(self) -> RequestError:
+        if len(self.url) > MAX_URL_BYTES:
+            return RequestError("uri_too_long", f"the URL has more than {MAX_URL_BYTES} bytes")
+        return RequestError(
+            "headers_too_large",
+            f"the header has more than {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields",
+        )
+
+    def _late(self) -> None:
+        if self._in_head:
+            self._refuse(
+                RequestError(
+                    "request_timeout", f"the header did not arrive within {HEAD_SECONDS:g} s"
+                )
+            )
+        else:  # it connected and sent nothing
+            self.transport.abort()
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer on the connection itself, after what is being answered already, and close."""
+        self._refusal = error
+        if self._is_answering():
+            if self.cycle.response_started or not self.cycle.more_body:
+                self.cycle.keep_alive = False  # an answer is on its way: it is the last
+                return
+            self.cycle.disconnected = True  # its body will never be whole
+            self.cycle.message_event.set()
+        self.transport.write(_answer(error))
+        self.linger()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _arm(self, seconds: float, action: Any) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, action)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+
+class _Lingering:
+    """A transport whose close lets a client that still sends read its answer first."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: Protocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self.write = transport.write  # the busiest method, without a detour
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if not self._transport.is_closing() and self._protocol.unfinished():
+            self._protocol.linger()
+        else:
+            self._transport.close()
+
+
+def protocol_class(max_connections: int) -> Any:
+    """Return what uvicorn calls for each connection."""
+    return partial(Protocol, max_connections=max_connections)
+
+
+def _unparsable(message: str) -> RequestError:
+    return RequestError("invalid_http", message)
+
+
+def _answer(error: RequestError) -> bytes:
+    content = schemas.render_error(error)
+    fields = {
+        **error.headers,
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        "connection": "close",
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    reason = _REASONS.get(error.status, "Error")
+    return f"HTTP/1.1 {error.status} {reason}\r\n{head}\r\n".encode("latin-1") + content
