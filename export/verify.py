@@ -18,8 +18,9 @@ from embedserve.batching import pad
 from embedserve.errors import Exit, StartupError
 from embedserve.pooling import Floats, Ints
 from embedserve.tokenization import Tokenizer
-from export.facts import Facts, Finish
+from export.facts import Facts
 from export.graph import quiet, register
+from export.modules import Finish
 from export.texts import GOLDEN, TEXTS, past_limit
 
 TOLERANCE = artifact.TOLERANCES["fp32"]

@@ -1,0 +1,73 @@
+"""A model's JSON files, exact in keys and types: what is odd is refused, file and key named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from embedserve.errors import Exit, StartupError
+
+Json = dict[str, Any]
+
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "tf_model.h5")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load(path: Path, kind: type[Any]) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise refused(f"{path}: no such file; a sentence-transformers model has it") from None
+    except (OSError, ValueError) as error:
+        raise refused(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise refused(f"{path}: holds {type(value).__name__}; accepted: {kind.__name__}")
+    return value
+
+
+def check_keys(config: Json, keys: Mapping[str, tuple[object, ...] | None], path: Path) -> None:
+    refuse_unknown(config, keys, str(path))
+    for key, value in config.items():
+        accepted = keys[key]
+        if accepted is not None and value not in accepted:
+            choices = ", ".join(map(repr, accepted))
+            raise refused(f"{path}: {key} = {value!r} is not supported; accepted: {choices}")
+
+
+def refuse_unknown(config: Json, known: Collection[str], where: str) -> None:
+    for key in config:
+        if key not in known:
+            raise refused(f"{where}: key {key!r} is unknown; known: {', '.join(known)}")
+
+
+def integer(config: Json, key: str, path: Path) -> int:
+    value = config.get(key)
+    if type(value) is not int or value < 1:
+        raise refused(f"{path}: {key} = {value!r}; an integer from 1 is accepted")
+    return value
+
+
+def expect(found: int, expected: int, where: str) -> None:
+    if found != expected:
+        raise refused(f"{where} = {found}; the step before gives {expected}")
+
+
+def inside(directory: Path, path: str) -> Path:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise refused(f"{directory / 'modules.json'}: path = {path!r} leads out of the model")
+    return directory / path
+
+
+def refused(message: str) -> StartupError:
+    return StartupError(message, Exit.DATAERR)
+
+
+def refuse_pickle(directory: Path) -> None:
+    """Refuse a module without safetensors: pickle runs code when it is read."""
+    if any((directory / name).is_file() for name in WEIGHTS):
+        return
+    pickles = [name for name in _PICKLES if (directory / name).exists()]
+    what = f"only {pickles[0]}, which can run code when read" if pickles else "no such file"
+    raise refused(f"{directory / WEIGHTS[0]}: {what}; weights are accepted as safetensors")
