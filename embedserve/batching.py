@@ -5,6 +5,7 @@ little passes who asks for much, until as much work as the larger request asks f
 from then on nothing newer passes it, so nothing starves. A pass starts from the entry with the
 smallest key (the longest of its request first) and is filled, in key order, with sequences of
 nearly its length up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
+When less waits than would fill the free lanes, it is shared out among them.
 Sequences too long for a padded pass share one only with sequences of exactly their length.
 """
 
@@ -146,16 +147,18 @@ class BatchQueue:
         self.discard(entries)
         return entries
 
-    def take(self, allow_long: bool = True) -> list[Entry]:
+    def take(self, allow_long: bool = True, lanes: int = 1) -> list[Entry]:
         """Remove and return the entries of the next pass, [] when there is none.
 
-        `allow_long` false leaves long passes where they are.
+        `allow_long` false leaves long passes where they are. `lanes` are free: when less waits
+        than would fill them, each gets its part, so that a lone request uses every core.
         """
         first = self._first(allow_long)
         if first is None:
             return []
         length, shape = len(first.ids), first.shape
-        room = max(1, self._budget // length)
+        share = sum(self._cost.values()) / lanes if lanes > 1 else self._budget
+        room = max(1, min(self._budget, math.ceil(share)) // length)
         taken = [first]
         self._leave(first)
         for candidate in self._near(shape, length) if room > 1 else ():

@@ -162,7 +162,8 @@ class Worker:
         """Start passes while a lane is free; one lane is kept from long passes."""
         while self._busy < self._lanes and not self._closed:
             allow_long = self._busy_long < max(1, self._lanes - 1)
-            entries = self._next_half() or self.queue.take(allow_long)
+            free = self._lanes - self._busy
+            entries = self._next_half() or self.queue.take(allow_long, free)
             if not entries:
                 return
             self._start(entries)

@@ -316,3 +316,18 @@ def test_pad_leaves_its_sequences_alone() -> None:
     batch = pad([ids], 0, "right")
     batch.input_ids[:] = 9
     assert ids.tolist() == [1, 2, 3]
+
+
+def test_a_lone_request_is_shared_out_among_free_lanes() -> None:
+    """Eight equal short texts and two free lanes: four in each pass; with one lane all in one."""
+    shape = Shape("m", quadratic=1e9)
+    for lanes, sizes in ((1, [8]), (2, [4, 4]), (3, [2, 3, 3]), (16, [1] * 8)):
+        queue = BatchQueue(tokens_per_pass=256)
+        owner = object()
+        queue.put([Entry(np.arange(10), owner, row, shape) for row in range(8)])
+        passes = []
+        free = lanes
+        while entries := queue.take(lanes=max(1, free)):
+            passes.append(len(entries))
+            free -= 1
+        assert passes == sizes, lanes
