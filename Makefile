@@ -12,6 +12,7 @@ TORCH = $(shell grep '^torch==' requirements/export.in)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 PIP_TORCH = $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
   $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+BENCH = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-dev/bin/python
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
 .PHONY: serve export test test-serve test-export test-clients test-slow bench check lock clean
@@ -41,8 +42,11 @@ test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-r
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600
 
-bench: .venv-dev/.installed  ## what the HTTP layer costs, beside bare uvicorn and starlette
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-dev/bin/python -m tests.bench.http_overhead
+# REPLACED: a Python with sentence-transformers, starlette and uvicorn, to measure the replaced
+# service beside.
+bench: .venv/.installed .venv-dev/.installed artifacts/.exported  ## the HTTP layer, then the engine
+	$(BENCH) -m tests.bench.http_overhead
+	$(BENCH) -m tests.bench.engine $(REPLACED)
 
 check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/ruff format --check .
