@@ -38,8 +38,9 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     configuration, settings, paths = _settings(models, artifacts, flags)
     logs.configure(settings)
     keys = Keys(Path(settings.api_keys_file) if settings.api_keys_file else None, from_environment)
-    # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
-    signal.signal(signal.SIGHUP, lambda *_: keys.reload())
+    if settings.api_keys_file:
+        # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
+        signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
     from embedserve import models as registry
     from embedserve import server

@@ -42,7 +42,7 @@ class Embeddings:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers = body.headers(scope)
-        outcome, series = "ok", None
+        outcome, series = "draining", None  # what a cancelled request ends as
         try:
             content = await body.read(receive, headers, self._settings)
             wanted = schemas.parse_embeddings(content, self._settings.max_inputs)
@@ -56,6 +56,7 @@ class Embeddings:
                 series.truncated_texts.inc(len(embedded.truncated))
             series.tokenization_duration.observe(embedded.tokenize)
             await self._answer(send, headers, model, wanted, embedded)
+            outcome = "ok"
         except (RequestError, ClientLeftError) as error:
             outcome = error.code if isinstance(error, RequestError) else "cancelled"
             raise
@@ -110,7 +111,7 @@ class Embeddings:
                 wanted.encoding_format,
             )
             on_loop = embedded.rows.size <= RENDER_ON_LOOP
-            content = render() if on_loop else await self._worker.encode(render)
+            content = render() if on_loop else await self._worker.render(render)
         answer.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": 200, "headers": answer})
         await send({"type": "http.response.body", "body": content})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import re
@@ -71,6 +72,12 @@ class Frame:
         try:
             self._check_key(scope)
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the time to drain is over
+            if status:
+                raise
+            late = RequestError("draining", "the server is shutting down")
+            late.headers["Retry-After"] = "1"
+            await error_response(late)(scope, receive, send_with_id)
         except Exception as error:
             answer = _answer(error, scope, request_id)
             if status:  # too late: the answer has begun

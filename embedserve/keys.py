@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -69,7 +68,7 @@ def take_from_environment() -> list[str]:
         with os.fdopen(int(descriptor), "r", encoding="utf-8") as file:
             return _split(file.read(), VARIABLE)
     text = os.environ.pop(VARIABLE, None)
-    if not text:
+    if text is None:
         return []
     keys = _split(text, VARIABLE)
     fd = os.memfd_create("keys", 0)
@@ -88,7 +87,7 @@ def _credential(header: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no base64, or no text in it
             return ""
     return ""
 

@@ -33,6 +33,10 @@ INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# What the tokenizer's thread does in one go: about 50 ms.
+SLICE_CHARACTERS = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class Embedded:
     """A request's vectors (n, dim) float32, and what it took (seconds)."""
@@ -82,20 +86,25 @@ class Model:
         """
         start = time.perf_counter()
         self.check_dimensions(request.dimensions)
-        encoded = await worker.encode(self._encoding(request))
-        if encoded.tokens > max_tokens:
-            raise RequestError(
-                "too_many_tokens",
-                f"input has {encoded.tokens} tokens; at most {max_tokens} are "
-                "accepted in one request",
-                "input",
-            )
-        tokenized = time.perf_counter()
-        job = worker.submit(self.engine, encoded.sequences)
-        rows = await _rows(job, worker, left, deadline)
+        presence = Presence(left, deadline)
+        try:
+            encoded = await self._encode(request, worker, presence)
+            if encoded.tokens > max_tokens:
+                raise RequestError(
+                    "too_many_tokens",
+                    f"input has {encoded.tokens} tokens; at most {max_tokens} are accepted in one "
+                    "request",
+                    "input",
+                )
+            tokenized = time.perf_counter()
+            job = worker.submit(self.engine, encoded.sequences)
+            rows = await _rows(job, worker, presence)
+        finally:
+            presence.end()
         if request.dimensions not in (None, self.manifest.dimension):
             rows = finishing.truncate(rows, request.dimensions)
-        started = job.started if job.started is not None else job.finished
+        assert job.started is not None
+        started = job.started
         return Embedded(
             rows=rows,
             tokens=encoded.tokens,
@@ -129,11 +138,26 @@ class Model:
             raise self._no_prompt("prompt_name", wanted)
         return prompts[wanted]
 
-    def _encoding(self, request: EmbeddingsRequest) -> Callable[[], Encoded]:
-        if request.texts is not None:
-            texts, prompt, truncate = request.texts, self.prompt(request), request.truncate
-            return lambda: self.tokenizer.encode(texts, prompt, truncate)
-        ids = request.token_ids or []
+    async def _encode(
+        self, request: EmbeddingsRequest, worker: Worker, presence: Presence
+    ) -> Encoded:
+        """Tokenize in slices: others come between, and nothing more is done for who has left."""
+        if request.texts is None:
+            return await worker.encode(self._token_ids(request.token_ids or []))
+        prompt, encode = self.prompt(request), self.tokenizer.encode
+        parts = []
+        for first, texts in slices(request.texts):
+            work = functools.partial(encode, texts, prompt, request.truncate, first)
+            parts.append(await worker.encode(work))
+            presence.check()
+        if len(parts) == 1:
+            return parts[0]
+        return Encoded(
+            [ids for part in parts for ids in part.sequences],
+            [total for part in parts for total in part.totals],
+        )
+
+    def _token_ids(self, ids: list[list[int]]) -> Callable[[], Encoded]:
         if not self.spec.accept_token_ids:
             raise RequestError(
                 "token_ids_not_accepted",
@@ -166,26 +190,62 @@ class Model:
         )
 
 
-async def _rows(
-    job: Job, worker: Worker, left: Callable[[], Coroutine[None, None, None]], deadline: float
-) -> Floats:
-    """Wait for the rows, for as long as the client and the deadline do."""
+class Presence:
+    """Whether somebody still waits for an answer: the client, within its deadline.
 
-    async def watch() -> None:
-        await left()
-        worker.fail(job, ClientLeftError())
+    Owned by the event loop; `end` must be called.
+    """
 
-    loop = asyncio.get_running_loop()
-    watcher = loop.create_task(watch())
-    late = RequestError("deadline_exceeded", "the request's deadline passed before its answer")
-    timer = loop.call_at(deadline, worker.fail, job, late)
+    def __init__(self, left: Callable[[], Coroutine[None, None, None]], deadline: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left = self._loop.create_task(left())
+        self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
+
+    def check(self) -> None:
+        """ClientLeftError or 504 when nobody waits any more."""
+        if self._left.done():
+            raise ClientLeftError
+        if self._loop.time() > self._deadline:
+            raise _late()
+
+    def watch(self, fail: Callable[[Exception], None]) -> None:
+        """Call `fail` once when the client leaves or the deadline passes."""
+        self.check()
+        self._left.add_done_callback(lambda _: fail(ClientLeftError()))
+        self._timer = self._loop.call_at(self._deadline, lambda: fail(_late()))
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._left.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def _rows(job: Job, worker: Worker, presence: Presence) -> Floats:
+    """Wait for the rows, for as long as somebody waits for the answer."""
     try:
+        presence.watch(functools.partial(worker.fail, job))
         return await job.future
     finally:
-        timer.cancel()
-        watcher.cancel()
         if not job.future.done():
             worker.cancel(job)
+
+
+def _late() -> RequestError:
+    return RequestError("deadline_exceeded", "the request's deadline passed before its answer")
+
+
+def slices(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Cut a request into parts of about SLICE_CHARACTERS, each with its first text's index."""
+    first = size = 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= SLICE_CHARACTERS:
+            yield first, texts[first : i + 1]
+            first, size = i + 1, 0
+    if first < len(texts):
+        yield first, texts[first:]
 
 
 class ModelRegistry:

@@ -8,6 +8,7 @@ body of every other failure.
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
 from embedserve.errors import RequestError
+from embedserve.frame import error_response
 
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
 MAX_URL_BYTES = 8_192
@@ -27,7 +29,10 @@ WRITE_SECONDS = 30.0  # for a client that stops reading its answer
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1_048_576
 
+log = logging.getLogger(__name__)
+
 _REASONS = {
+    431: "Request Header Fields Too Large",
     400: "Bad Request",
     408: "Request Timeout",
     414: "URI Too Long",
@@ -44,7 +49,9 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
         self._in_head = False
-        self._head_bytes = 0
+        self._progressed = False
+        self._quiet_bytes = 0
+        self._lingering = False
         self._refusal: RequestError | None = None
         self._discarded = 0
 
@@ -64,6 +71,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._stop_write_timer()
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,17 +81,18 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._unset_keepalive_if_required()
-        was_in_head = self._in_head
+        self._progressed = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._decline(data[offer.args[0] :])
         except httptools.HttpParserError:
             self._refusal = self._refusal or _unparsable("the request is not valid HTTP/1.1")
-        if was_in_head and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refusal = self._refusal or self._too_large()
+        # Bytes of one head, of trailers or between requests: what brings neither a new request
+        # nor a piece of a body.
+        self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + len(data)
+        if self._quiet_bytes > MAX_HEAD_BYTES:
+            self._refusal = self._refusal or self._too_large()
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._timer is None and not self._in_head and not self._is_answering():
@@ -91,18 +100,23 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = 0
+        self._in_head = self._progressed = True
         self._arm(HEAD_SECONDS, self._late)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are no headers (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._disarm()
-        self._refusal = self._check_head()
+        if self._refusal is None:  # else a request before this one in the same segment was refused
+            self._refusal = self._check_head()
         if self._refusal is None and not self.parser.should_upgrade():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._progressed = True
         if self._refusal is None:
             super().on_body(body)
 
@@ -128,14 +142,37 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_write_timer()
-        self._write_timer = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._watch_writing(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._stop_write_timer()
         super().resume_writing()
 
+    def _watch_writing(self, waiting: int) -> None:
+        """Cut the client off when it takes nothing for a while; a slow one takes something."""
+
+        def look() -> None:
+            now = self.transport.get_write_buffer_size()
+            if now >= waiting:
+                self.transport.abort()
+            else:
+                self._watch_writing(now)
+
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, look)
+
+    def flush(self) -> None:
+        """Close once everything is sent, or the client takes nothing any more."""
+        self._arm(WRITE_SECONDS, self.transport.abort)
+
+    @property
+    def lingering(self) -> bool:
+        """Whether the last answer is sent and the rest is only read to be dropped."""
+        return self._lingering
+
     def linger(self) -> None:
         """Close what is sent; read on for a while what the client still sends, and drop it."""
+        self._lingering = True
+        self.pipeline.clear()
         self._refusal = self._refusal or _unparsable("the connection is closing")
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -174,14 +211,21 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer on the connection itself, after what is being answered already, and close."""
+        """Answer on the connection itself and close; after other answers, in its turn."""
+        if self._lingering:
+            return
         self._refusal = error
+        if self.pipeline and self._is_answering():  # the newest request waits behind another
+            self.pipeline[0] = (self.cycle, error_response(error))  # type: ignore[assignment]
+            self.cycle.keep_alive = False
+            return
         if self._is_answering():
             if self.cycle.response_started or not self.cycle.more_body:
                 self.cycle.keep_alive = False  # an answer is on its way: it is the last
                 return
             self.cycle.disconnected = True  # its body will never be whole
             self.cycle.message_event.set()
+        log.info("connection refused: %s", error.code)
         self.transport.write(_answer(error))
         self.linger()
 
@@ -214,10 +258,16 @@ class _Lingering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def is_closing(self) -> bool:
+        return self._protocol.lingering or self._transport.is_closing()
+
     def close(self) -> None:
-        if not self._transport.is_closing() and self._protocol.unfinished():
+        if self._transport.is_closing() or self._protocol.lingering:
+            self._transport.close()
+        elif self._protocol.unfinished():
             self._protocol.linger()
         else:
+            self._protocol.flush()
             self._transport.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import ipaddress
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
         date_header=True,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=round(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
     # What is loaded stays: collections in between requests need not walk over it each time.
     gc.collect()

@@ -67,29 +67,31 @@ class Tokenizer:
         self.max_characters = manifest.max_tokens * CHARACTERS_PER_TOKEN
         self._prefix, self._suffix = self._special_tokens(path)
 
-    def encode(self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end") -> Encoded:
+    def encode(
+        self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end", first: int = 0
+    ) -> Encoded:
         """Tokenize prompt + text, each to at most `max_tokens` ids with special tokens.
 
         `truncate` says which end of a longer text is cut, or that it is an error. Call it in a
-        thread: `encode_batch` releases the GIL.
+        thread: `encode_batch` releases the GIL. `first` is the first text's index in its request,
+        for errors.
         """
-        self._check_characters(texts, prompt)
+        self._check_characters(texts, prompt, first)
         encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
         sequences = [np.array(encoding.ids, np.int64) for encoding in encodings]
         totals = [len(ids) for ids in sequences]
         for i, total in enumerate(totals):
+            where = f"input[{first + i}]"
             if total == 0:
-                raise RequestError(
-                    "empty_input", f"input[{i}] has no token of this model", f"input[{i}]"
-                )
+                raise RequestError("empty_input", f"{where} has no token of this model", where)
             if total <= self.max_tokens:
                 continue
             if truncate == "error":
                 raise RequestError(
                     "context_length_exceeded",
-                    f"input[{i}] has {total} tokens with special tokens and prompt; at "
+                    f"{where} has {total} tokens with special tokens and prompt; at "
                     f'most {self.max_tokens} are accepted. Shorten it, or send truncate: "end".',
-                    f"input[{i}]",
+                    where,
                 )
             sequences[i] = self._cut(sequences[i], truncate)
         return Encoded(sequences, totals)
@@ -124,8 +126,8 @@ class Tokenizer:
                     )
         return Encoded([np.array(ids, np.int64) for ids in sequences], [len(i) for i in sequences])
 
-    def _check_characters(self, texts: Sequence[str], prompt: str) -> None:
-        for i, text in enumerate(texts):
+    def _check_characters(self, texts: Sequence[str], prompt: str, first: int) -> None:
+        for i, text in enumerate(texts, first):
             if len(text) + len(prompt) > self.max_characters:
                 raise RequestError(
                     "input_too_long",

@@ -97,16 +97,24 @@ class Worker:
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._inference = ThreadPoolExecutor(lanes, "inference")
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
+        self._renderer = ThreadPoolExecutor(1, "renderer")
 
     async def encode(self, function: Callable[[], T]) -> T:
-        """Run a tokenizer's function, or the rendering of a big answer, off the loop."""
+        """Run a tokenizer's function off the loop."""
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer, function)
+
+    async def render(self, function: Callable[[], T]) -> T:
+        """Run the rendering of a big answer off the loop; it does not wait for tokenizing."""
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._renderer, function)
 
     def submit(self, engine: Engine, sequences: list[Ints]) -> Job:
         """Queue one request, whole, or refuse it with 429 when the wait would be too long.
 
         Each sequence (t_i,) int64 has one token or more.
         """
+        self._check_open()
         if any(len(ids) == 0 for ids in sequences):
             raise RequestError("empty_input", "a text without tokens cannot be embedded", "input")
         loop = asyncio.get_running_loop()
@@ -140,8 +148,8 @@ class Worker:
 
     def fail(self, job: Job, error: Exception) -> None:
         """End a request with an error; what still waits of it is never computed."""
-        self.queue.discard(job.entries)
         if not job.future.done():
+            self.queue.discard(job.entries)
             job.future.set_exception(error)
 
     def predicted_wait(self) -> float:
@@ -153,10 +161,15 @@ class Worker:
         """End what waits with 503 and let the threads end; what runs is answered."""
         self._closed = True
         for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
-            self.fail(_job(entry), RequestError("draining", "the server is shutting down"))
+            self.fail(_job(entry), _draining())
         self._again.clear()
-        self._inference.shutdown(wait=False, cancel_futures=True)
+        self._inference.shutdown(wait=False)  # at most one pass a lane
+        self._renderer.shutdown(wait=False)
         self._tokenizer.shutdown(wait=False, cancel_futures=True)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _draining()
 
     def _pump(self) -> None:
         """Start passes while a lane is free; one lane is kept from long passes."""
@@ -258,6 +271,10 @@ class Worker:
 def _job(entry: Entry) -> Job:
     assert isinstance(entry.owner, Job)
     return entry.owner
+
+
+def _draining() -> RequestError:
+    return RequestError("draining", "the server is shutting down", headers={"Retry-After": "1"})
 
 
 def _inference_failed(row: int) -> RequestError:

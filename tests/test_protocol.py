@@ -231,3 +231,52 @@ def test_late_body(start: Start, tiny_artifacts: Path) -> None:
         connection.sendall(HEAD + b"\r\n" + BODY[:5])
         assert read_one(connection)[1]["error"]["code"] == "request_timeout"
     assert server.embed(model="tiny", input="a").status_code == 200
+
+
+def test_refusal_is_not_forgotten_for_the_next_request(server: Server) -> None:
+    """A refused request and a good one in one segment: the refusal, and no answer out of turn."""
+    good = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert refused(server, b"GET /readyz HTTP/1.1\r\n\r\n" + good) == (400, "invalid_http")
+
+
+def test_refusal_waits_for_its_turn(server: Server) -> None:
+    """A good request, then a bad one behind it: the answers come in that order."""
+    with connect(server) as connection:
+        connection.sendall(GOOD + INVALID["bad chunk"])
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1 ") <= 2
+    assert "Traceback" not in server.log.read_text()
+
+
+CHUNKED = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked")
+CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    """What follows the last chunk cannot change what the header said."""
+    with connect(server) as connection:
+        trailer = b"X-Expect-Fingerprint: 0\r\n\r\n"
+        connection.sendall(CHUNKED + b"\r\n" + CHUNKS + trailer)
+        assert read_one(connection)[0] == 200
+
+
+def test_endless_trailers(server: Server) -> None:
+    """Trailers have the bounds of a header."""
+    with connect(server) as connection, contextlib.suppress(OSError):
+        connection.sendall(CHUNKED + b"\r\n" + CHUNKS)
+        for _ in range(1000):
+            connection.sendall(b"A: b\r\n" * 1000)
+        raise AssertionError("six megabytes of trailers were taken")
+
+
+def test_many_offers_of_another_protocol(server: Server) -> None:
+    """Each of many upgrade offers in one segment is answered or the connection ends in order."""
+    offer = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with connect(server) as connection:
+        connection.sendall(offer * 20)
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 20:
+            part = connection.recv(65_536)
+            assert part, data
+            data += part

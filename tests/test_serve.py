@@ -19,7 +19,7 @@ import pytest
 
 from embedserve.errors import ERRORS, Exit
 from tests import tiny
-from tests.conftest import SERVE, Server, Start, environment, run
+from tests.conftest import MINILM, ROOT, SERVE, Server, Start, environment, run
 
 JSON = {"content-type": "application/json"}
 
@@ -454,6 +454,21 @@ class TestEnd:
         assert fresh.embed(model="tiny", input="a").status_code == 200
         assert fresh.stop() == 0
 
+    def test_the_time_to_drain_is_bounded(self, start: Start) -> None:
+        """What is not done by then ends with 503 in the error body, and the process with 0."""
+        flags = ("--model", MINILM, "--drain-seconds", "0.1")
+        server = start(ROOT / "models.toml", ROOT / "artifacts", *flags)
+        long = ["word " * 250] * 400  # half a minute of work
+        with ThreadPoolExecutor(1) as pool, server.client() as client:
+            body = {"model": MINILM, "input": long}
+            waiting = pool.submit(client.post, "/v1/embeddings", json=body)
+            with server.client() as other:
+                while _metric(other, "requests_in_flight", MINILM) == 0:
+                    pass
+            assert server.stop() == 0
+            answer = waiting.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+
     def test_nothing_is_written(self, start: Start, tmp_path: Path) -> None:
         """It serves from read-only files and writes none."""
         tiny.write(tmp_path / "artifacts" / "tiny")
@@ -485,6 +500,12 @@ def test_client_that_leaves(start: Start, tiny_artifacts: Path) -> None:
             text = client.get("/metrics").text
             done = sum(_value(text, outcome) for outcome in ("ok", "cancelled"))
     assert fresh.embed(model="tiny", input="a").status_code == 200
+
+
+def _metric(client: httpx.Client, name: str, model: str) -> float:
+    prefix = f'embedserve_{name}{{model="{model}"}} '
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(s.removeprefix(prefix)) for s in lines if s.startswith(prefix))
 
 
 def _value(text: str, outcome: str) -> float:

@@ -90,6 +90,13 @@ class TestKeys:
             assert client.get("/v1/models", auth=("any", KEY)).status_code == 200
             assert client.get("/v1/models", auth=("any", "wrong-key")).status_code == 401
 
+    def test_odd_authorization(self, keyed: tuple[Server, Path]) -> None:
+        """What is no base64, and no text in it, is a wrong key and no more."""
+        with keyed[0].client() as client:
+            for value in (b"Basic \xe9\xe9", b"Basic !!", b"Basic /w==", b"Basic", b"Bearer \xff"):
+                answer = client.get("/v1/models", headers={b"authorization": value})
+                assert answer.status_code == 401, value
+
     def test_refused_before_the_body(self, keyed: tuple[Server, Path]) -> None:
         """What a stranger sends is not read: 401 although the body is no JSON at all."""
         with keyed[0].client() as client:
@@ -144,6 +151,15 @@ class TestKeys:
         assert done.returncode == 78
         assert str(path) in done.stderr
         assert not text or text not in done.stderr
+
+    @pytest.mark.parametrize("text", ["", " ", ","])
+    def test_empty_variable(self, tiny_artifacts: Path, text: str) -> None:
+        """A variable that should hold keys and holds none does not open the server."""
+        models = tiny_artifacts.parent / "models.toml"
+        paths = ("--models", models, "--artifacts", tiny_artifacts)
+        done = run("serve", "--port", "0", *paths, EMBEDSERVE_API_KEYS=text)
+        assert done.returncode == 78
+        assert "EMBEDSERVE_API_KEYS" in done.stderr
 
     def test_public_address(self, start: Start, tiny_artifacts: Path) -> None:
         """A public address without keys is said loudly, once; with keys it is not."""
