@@ -42,8 +42,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
-    from embedserve import models as registry
-    from embedserve import server
+    from embedserve import registry, server
     from embedserve.app import create_app
 
     listener = server.bind(settings)
@@ -72,14 +71,12 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
 def verify(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Check digests and golden vectors of every artifact, without serving."""
     configuration, settings, paths = _settings(models, artifacts, flags)
-    from embedserve import artifact
-    from embedserve import models as registry
+    from embedserve import registry
 
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     for spec in specs:
         directory = paths["artifacts"] / spec.name
-        loaded = registry.load_model(spec, directory, settings.provider)
-        difference = registry.check_golden(loaded, artifact.read_golden(directory), directory)
+        loaded, difference = registry.load_model(spec, directory, settings.provider)
         print(
             f"{spec.name}: ok, golden vectors within {difference:.1e} on {settings.provider}, "
             f"fingerprint {loaded.manifest.fingerprint}"

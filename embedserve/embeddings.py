@@ -12,7 +12,8 @@ from embedserve import __version__, body, schemas
 from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.metrics import Metrics
-from embedserve.models import Embedded, Model, ModelRegistry
+from embedserve.models import Embedded, Model
+from embedserve.registry import ModelRegistry
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from embedserve.worker import Worker

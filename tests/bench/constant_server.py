@@ -22,8 +22,9 @@ from embedserve import logs, schemas, server
 from embedserve.app import create_app
 from embedserve.config import ModelSpec
 from embedserve.finishing import normalize
-from embedserve.models import Embedded, ModelRegistry, load_model
+from embedserve.models import Embedded
 from embedserve.pooling import Floats
+from embedserve.registry import ModelRegistry, load_model
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from tests import tiny
@@ -45,7 +46,7 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
 
     with tempfile.TemporaryDirectory() as scratch:
         tiny.write(Path(scratch) / "tiny")
-        model = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
+        model, _ = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
     model.embed = embed  # type: ignore[method-assign,assignment]  # the constant in the engine's place
     return create_app(settings, ModelRegistry([model]), 1)
 

@@ -1,0 +1,44 @@
+"""Whether somebody still waits for an answer: the client, within its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from embedserve.errors import ClientLeftError, RequestError
+
+
+class Presence:
+    """Whether somebody still waits for an answer: the client, within its deadline.
+
+    Owned by the event loop; `end` must be called.
+    """
+
+    def __init__(self, left: Callable[[], Coroutine[None, None, None]], deadline: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._left = self._loop.create_task(left())
+        self._deadline = deadline
+        self._timer: asyncio.TimerHandle | None = None
+
+    def check(self) -> None:
+        """ClientLeftError or 504 when nobody waits any more."""
+        if self._left.done():
+            raise ClientLeftError
+        if self._loop.time() > self._deadline:
+            raise _late()
+
+    def watch(self, fail: Callable[[Exception], None]) -> None:
+        """Call `fail` once when the client leaves or the deadline passes."""
+        self.check()
+        self._left.add_done_callback(lambda _: fail(ClientLeftError()))
+        self._timer = self._loop.call_at(self._deadline, lambda: fail(_late()))
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._left.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _late() -> RequestError:
+    return RequestError("deadline_exceeded", "the request's deadline passed before its answer")
