@@ -12,12 +12,11 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from embedserve import body, metrics, pages, schemas
-from embedserve import registry as registries
 from embedserve.embeddings import Embeddings
 from embedserve.frame import PROBES, Cors, Frame
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
-from embedserve.registry import ModelRegistry
+from embedserve.registry import ModelRegistry, describe, register_metrics
 from embedserve.settings import Settings
 from embedserve.worker import Worker
 
@@ -38,7 +37,7 @@ class Service:
             self.metrics,
         )
         self.embeddings = Embeddings(settings, registry, self.worker, self.metrics)
-        registries.register_metrics(registry, self.worker, self.metrics)
+        register_metrics(registry, self.worker, self.metrics)
 
     async def create_tokens(self, request: Request) -> Response:
         headers = body.headers(request.scope)
@@ -57,10 +56,8 @@ class Service:
 
     async def get_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        model, alias = self.registry.find(name)
-        return _json(
-            schemas.render({**self._openai_model(name), **registries.describe(model, alias)})
-        )
+        facts = describe(*self.registry.find(name))
+        return _json(schemas.render({**self._openai_model(name), **facts}))
 
     async def get_metrics(self, request: Request) -> Response:
         return Response(self.metrics.render(), media_type=metrics.CONTENT_TYPE)

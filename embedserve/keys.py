@@ -70,14 +70,13 @@ def take_from_environment() -> list[str]:
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return []
-    keys = _split(text, VARIABLE)
+    _split(text, VARIABLE)  # unusable keys are said here, before anything else happens
     fd = os.memfd_create("keys", 0)
     os.write(fd, text.encode())
     os.lseek(fd, 0, os.SEEK_SET)
     environment = {**os.environ, _DESCRIPTOR: str(fd)}
     arguments = [sys.executable, "-m", "embedserve", *sys.argv[1:]]
     os.execve(sys.executable, arguments, environment)  # noqa: S606  # this very program again
-    return keys
 
 
 def _credential(header: str) -> str:

@@ -23,7 +23,9 @@ MAX_HEAD_BYTES = 32_768  # request line and header fields together
 MAX_URL_BYTES = 8_192
 MAX_FIELDS = 100
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
-WRITE_SECONDS = 30.0  # for a client that stops reading its answer
+# For a client that stops reading its answer. The kernel takes more in steps of about a third of its
+# send buffer, so a client that reads less than some 50 KB/s of a big answer counts as stopped.
+WRITE_SECONDS = 30.0
 # A client that still sends is read on for so long after a refusal, so that it can read the answer:
 # closing at once would reset the connection under it.
 LINGER_SECONDS = 2.0
@@ -146,6 +148,8 @@ class Protocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         self._stop_write_timer()
+        if self.transport.is_closing():
+            self.flush()  # the last of it has no other end
         super().resume_writing()
 
     def _watch_writing(self, waiting: int) -> None:
@@ -161,8 +165,9 @@ class Protocol(HttpToolsProtocol):
         self._write_timer = self.loop.call_later(WRITE_SECONDS, look)
 
     def flush(self) -> None:
-        """Close once everything is sent, or the client takes nothing any more."""
-        self._arm(WRITE_SECONDS, self.transport.abort)
+        """Watch a closing connection until everything is sent, or the client takes nothing."""
+        self._stop_write_timer()
+        self._watch_writing(self.transport.get_write_buffer_size())
 
     @property
     def lingering(self) -> bool:
@@ -267,8 +272,8 @@ class _Lingering:
         elif self._protocol.unfinished():
             self._protocol.linger()
         else:
-            self._protocol.flush()
             self._transport.close()
+            self._protocol.flush()
 
 
 def protocol_class(max_connections: int) -> Any:

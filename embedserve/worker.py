@@ -70,7 +70,7 @@ class _Pass:
 
 
 class Worker:
-    """Passes over lanes (inference threads) and a tokenizer thread.
+    """Passes over lanes (inference threads), a tokenizer thread and one for big answers.
 
     Owned by the event loop; not thread-safe. Threads receive arrays and return arrays.
     """
