@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
+import pybase64
 
-from embedserve.encoding import base64_rows
 from embedserve.errors import RequestError
 from embedserve.pooling import Floats
 from embedserve.tokenization import Tokens, Truncate
@@ -89,7 +89,8 @@ def render_embeddings(
         usage["truncated"] = list(truncated)
     tail: dict[str, Any] = {"model": model, "usage": usage}
     if encoding_format == "base64":
-        return _base64_answer(base64_rows(rows), dims, tail)
+        texts = [pybase64.b64encode(row) for row in np.ascontiguousarray(rows, "<f4")]
+        return _base64_answer(texts, dims, tail)
     data = [
         {"object": "embedding", "index": i, "dims": dims, "embedding": row}
         for i, row in enumerate(np.ascontiguousarray(rows))
@@ -98,15 +99,13 @@ def render_embeddings(
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _base64_answer(
-    texts: Sequence[bytes | memoryview], dims: int, tail: Mapping[str, Any]
-) -> bytes:
+def _base64_answer(texts: Sequence[bytes], dims: int, tail: Mapping[str, Any]) -> bytes:
     """Put megabytes of base64 between their braces without another look at each character."""
     opening = b'"},{"object":"embedding","index":%%d,"dims":%d,"embedding":"' % dims
-    parts: list[bytes | memoryview] = [b""] * (2 * len(texts) + 1)
+    parts = [b""] * (2 * len(texts) + 1)
     parts[0:-1:2] = [opening % i for i in range(len(texts))]
     parts[1::2] = texts
-    parts[0] = b'{"object":"list","data":[' + bytes(parts[0])[len(b'"},') :]
+    parts[0] = b'{"object":"list","data":[' + parts[0][len(b'"},') :]
     parts[-1] = b'"}],' + orjson.dumps(tail)[1:]
     return b"".join(parts)
 
