@@ -189,10 +189,12 @@ class Protocol(HttpToolsProtocol):
         return self._in_head or (self.cycle is not None and self.cycle.more_body)
 
     def _check_head(self) -> RequestError | None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size, hosts = len(self.url), 0
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            hosts += name == b"host"
         if len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_FIELDS or size > MAX_HEAD_BYTES:
             return self._too_large()
-        hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
             return _unparsable(f"the request has {hosts} Host fields; exactly one is accepted")
         return None

@@ -28,8 +28,10 @@ def serving(kind: str) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-m", "tests.bench.constant_server", kind, "384"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield int(process.stdout.readline()), process.pid
-        process.terminate()
+        try:
+            yield int(process.stdout.readline()), process.pid
+        finally:
+            process.terminate()
 
 
 def per_request(port: int, pid: int, sent: bytes, clients: int, count: int) -> float:
