@@ -20,6 +20,9 @@ from embedserve.pooling import POOLING, Floats
 
 FORMAT = 1
 MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"
+# The graph's large tensors, in a file of their own: onnxruntime maps it, so that what is read of it
+# (the rows of an embedding table) is all that stays in memory, once for all sessions.
+WEIGHTS = "weights.bin"
 FINISHING_KINDS = ("dense", "layer_norm", "normalize")
 PADDING_SIDES = ("right", "left")
 # What a vector may differ from the reference's in any component, by the artifact's precision.

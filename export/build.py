@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 HOUSEKEEPING = ".export"
 
 # Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
-RECIPE = 2
+RECIPE = 3
 
 
 @dataclass(frozen=True, slots=True)

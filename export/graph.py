@@ -1,4 +1,4 @@
-"""Files -> model.onnx: optimum's export, onnxruntime's fusions, the same bytes every time."""
+"""Files -> model.onnx, weights.bin: optimum's export, onnxruntime's fusions, the same bytes always."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedserve.artifact import GRAPH
+from embedserve.artifact import GRAPH, WEIGHTS
 from embedserve.errors import Exit, StartupError
 from export.facts import Facts
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # the fusions below match the same patterns in it as in older ones.
 OPSET = 17
 OUTPUT = "last_hidden_state"
+
+# Bytes: smaller tensors (shapes, biases) stay in the graph.
+_LARGE_TENSOR = 4096
 
 # Constant folding and the like, which hold for every provider. onnxruntime's own fusions (level
 # 2) find nothing more after those below, and would write a graph for the CPU only.
@@ -38,11 +41,28 @@ class Graph:
 
 
 def export(facts: Facts, stage: Path) -> Graph:
-    """Write stage/model.onnx: input_ids, attention_mask (b, t) int64 -> (b, t, h) float32.
+    """Write the graph and its weights: input_ids, attention_mask (b, t) int64 -> (b, t, h) float32.
 
     The same files give the same bytes. StartupError (65) when the model cannot be exported.
     """
-    return _FAMILIES.get(facts.model_type, _optimum)(facts, stage / GRAPH)
+    written = _FAMILIES.get(facts.model_type, _optimum)(facts, stage / GRAPH)
+    _split(stage / GRAPH)
+    return written
+
+
+def _split(path: Path) -> None:
+    """Move the large tensors to the file beside the graph."""
+    import onnx
+
+    onnx.save(
+        onnx.load(path),
+        path,
+        save_as_external_data=True,
+        location=WEIGHTS,
+        size_threshold=_LARGE_TENSOR,
+    )
+    # onnx makes it readable by its owner alone; who serves is often another user.
+    (path.parent / WEIGHTS).chmod(path.stat().st_mode)
 
 
 def register(model_type: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedserve import artifact, finishing
-from embedserve.artifact import GRAPH, Golden, Manifest, Parity
+from embedserve.artifact import GRAPH, WEIGHTS, Golden, Manifest, Parity
 from embedserve.backend import OnnxBackend
 from embedserve.batching import pad
 from embedserve.errors import Exit, StartupError
@@ -83,9 +83,8 @@ def compare(stage: Path, source: Path, facts: Facts, manifest: Manifest) -> tupl
         rows = backend.embed(batch)
         difference, least = _compare_rows(rows, members, cases, answers)
         worst, cosine = max(worst, difference), min(cosine, least)
-    return _parity(len(cases), worst, cosine), _golden(
-        cases, answers, _GOLDEN_WORK // (stage / GRAPH).stat().st_size
-    )
+    size = sum((stage / name).stat().st_size for name in (GRAPH, WEIGHTS))
+    return _parity(len(cases), worst, cosine), _golden(cases, answers, _GOLDEN_WORK // size)
 
 
 def _answers(

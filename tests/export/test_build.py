@@ -283,3 +283,11 @@ def test_from_with_several_models_looks_into_their_directories(
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_weights_stand_beside_the_graph(out: Path) -> None:
+    """Large tensors are in a file that can be mapped, readable by whoever reads the graph."""
+    weights, graph_file = (out / "m" / name for name in (artifact.WEIGHTS, artifact.GRAPH))
+    assert weights.stat().st_size > 0
+    assert weights.stat().st_mode == graph_file.stat().st_mode
+    assert {artifact.WEIGHTS, artifact.GRAPH} < set(artifact.read(out / "m").files)
