@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve import body, metrics, pages, schemas
+from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import PROBES, Cors, Frame
 from embedserve.keys import Keys
@@ -31,13 +32,17 @@ class Service:
         self.registry = registry
         self.metrics = Metrics()
         self.created = int(time.time())
+        cache = VectorCache(settings.cache_mb * 1_000_000) if settings.cache_mb else None
         self.worker = Worker(
             registry.engines(),
             lanes,
             settings.tokens_per_pass,
             settings.max_wait,
             self.metrics,
+            cache,
         )
+        self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
+        self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
         self.embeddings = Embeddings(settings, registry, self.worker, self.metrics)
         register_metrics(registry, self.worker, self.metrics)
 

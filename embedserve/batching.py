@@ -7,15 +7,17 @@ smallest key (the longest of its request first) and is filled, in key order, wit
 nearly its length up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
 When less waits than would fill the free lanes, it is shared out among them.
 Sequences too long for a padded pass share one only with sequences of exactly their length.
+A sequence that two requests ask for waits once, at the better of their places.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,13 +55,17 @@ class Shape:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One sequence that waits: its ids (t,) int64, and the owner and row it answers."""
+    """One sequence: its ids (t,) int64, and who reads its row, each with the row's place.
+
+    `key` is what it is known by to whoever queues it; `waiting` and `place` are the queue's.
+    """
 
     ids: Ints
-    owner: object
-    row: int
     shape: Shape
-    waiting: bool = field(default=True)
+    key: Any = None
+    readers: list[tuple[Any, int]] = field(default_factory=list)
+    waiting: bool = False
+    place: float = 0.0
 
     @property
     def cost(self) -> float:
@@ -95,6 +101,19 @@ class _Waiting(NamedTuple):
     entry: Entry
 
 
+@dataclass(slots=True)
+class _Work:
+    """How many sequences, and their cost."""
+
+    depth: int = 0
+    cost: float = 0.0
+
+    def count(self, entry: Entry, sign: int) -> None:
+        self.depth += sign
+        # Exactly zero when nothing waits: sums of floats leave crumbs.
+        self.cost = self.cost + sign * entry.cost if self.depth else 0.0
+
+
 class BatchQueue:
     """The entries that wait. Owned by the event loop; not thread-safe; has no clock."""
 
@@ -105,34 +124,48 @@ class BatchQueue:
         self._short: list[_Waiting] = []
         self._long: list[_Waiting] = []
         self._by_length: dict[tuple[Shape, int], list[_Waiting]] = {}
-        self._depth: dict[Shape, int] = {}
-        self._cost: dict[Shape, float] = {}
+        self._work: dict[Shape, _Work] = defaultdict(_Work)
+        self._places: dict[tuple[Shape, int], _Work] = defaultdict(_Work)  # by place, in budgets
 
     def __len__(self) -> int:
-        return sum(self._depth.values())
+        return sum(work.depth for work in self._work.values())
 
     def depth(self, shape: Shape) -> int:
         """How many sequences of a model wait."""
-        return self._depth.get(shape, 0)
+        return self._work[shape].depth
 
     def cost(self, shape: Shape) -> float:
         """How much work of a model waits."""
-        return self._cost.get(shape, 0.0)
+        return self._work[shape].cost
+
+    def cost_before(self, cost: float) -> dict[Shape, float]:
+        """The work, by model, that goes before a request that asks for `cost` now; to one pass."""
+        last = self._budgets(self._served + cost)
+        before: dict[Shape, float] = defaultdict(float)
+        for (shape, budgets), work in self._places.items():
+            if budgets <= last:
+                before[shape] += work.cost
+        return before
 
     def is_long(self, entry: Entry) -> bool:
         """Whether a pass of this entry keeps a lane for long."""
         return entry.cost > LONG_PASS_BUDGETS * self._budget
 
     def put(self, entries: list[Entry]) -> None:
-        """Add the sequences of one request."""
+        """Add the sequences of one request; one that waits already takes the better place."""
         key = self._served + sum(entry.cost for entry in entries)
         for entry in entries:
+            if entry.waiting:
+                if entry.place <= key:
+                    continue
+                self._count(entry, -1)
+            entry.waiting, entry.place = True, key
+            self._count(entry, +1)
             self._number += 1
             waiting = _Waiting(key, -len(entry.ids), self._number, entry)
             heapq.heappush(self._long if self.is_long(entry) else self._short, waiting)
             of_length = self._by_length.setdefault((entry.shape, len(entry.ids)), [])
             heapq.heappush(of_length, waiting)
-            self._count(entry, +1)
 
     def discard(self, entries: Iterable[Entry]) -> None:
         """Forget entries that still wait; the others are left alone."""
@@ -143,7 +176,8 @@ class BatchQueue:
 
     def clear(self) -> list[Entry]:
         """Remove and return everything that waits."""
-        entries = [w.entry for w in (*self._short, *self._long) if w.entry.waiting]
+        heaps = (*self._short, *self._long)
+        entries = list(dict.fromkeys(w.entry for w in heaps if w.entry.waiting))
         self.discard(entries)
         return entries
 
@@ -157,7 +191,9 @@ class BatchQueue:
         if first is None:
             return []
         length, shape = len(first.ids), first.shape
-        share = sum(self._cost.values()) / lanes if lanes > 1 else self._budget
+        share = (
+            sum(work.cost for work in self._work.values()) / lanes if lanes > 1 else self._budget
+        )
         room = max(1, min(self._budget, math.ceil(share)) // length)
         taken = [first]
         self._leave(first)
@@ -188,10 +224,14 @@ class BatchQueue:
             del self._by_length[key]
 
     def _count(self, entry: Entry, sign: int) -> None:
-        shape = entry.shape
-        depth = self._depth[shape] = self._depth.get(shape, 0) + sign
-        # Exactly zero when nothing waits: sums of floats leave crumbs.
-        self._cost[shape] = self._cost.get(shape, 0.0) + sign * entry.cost if depth else 0.0
+        place = (entry.shape, self._budgets(entry.place))
+        self._work[entry.shape].count(entry, sign)
+        self._places[place].count(entry, sign)
+        if not self._places[place].depth:
+            del self._places[place]
+
+    def _budgets(self, key: float) -> int:
+        return int(key // self._budget)
 
     def _sweep(self) -> None:
         """Drop what has left from the heaps once it is most of them: memory stays bounded."""

@@ -48,8 +48,9 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
-    loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider)
-    lanes = settings.lanes or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider, cores)
+    lanes = settings.lanes or cores
     if not keys and not server.is_loopback(settings.host):
         log.warning(
             "ANYONE WHO REACHES %s:%s CAN USE THIS SERVER: it listens on a public address and no "

@@ -51,6 +51,8 @@ METRICS: tuple[Row, ...] = (
     Row(Counter, "padding_tokens_total", "Padding tokens run."),
     Row(Counter, "truncated_texts_total", "Texts cut to the model's limit."),
     Row(Counter, "failed_passes_total", "Forward passes that raised an error."),
+    Row(Counter, "cache_hits_total", "Texts whose vector was in the cache."),
+    Row(Counter, "cache_misses_total", "Texts whose vector was not in the cache."),
     Row(Histogram, "request_duration_seconds", "Whole request.", ("model",), _SECONDS),
     Row(Histogram, "tokenization_duration_seconds", "Tokenizing a request.", ("model",), _SECONDS),
     Row(Histogram, "queue_wait_seconds", "Queued until the first pass.", ("model",), _SECONDS),
@@ -60,6 +62,8 @@ METRICS: tuple[Row, ...] = (
     Row(Histogram, "padding_ratio", "Padding / tokens of a pass.", ("model",), _RATIOS),
     Row(Gauge, "queue_depth", "Sequences that wait."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
+    Row(Gauge, "predicted_wait_seconds", "Until what waits now is done.", ()),
+    Row(Gauge, "cache_bytes", "Size of the cache of vectors.", ()),
     Row(
         Gauge,
         "model_info",
@@ -84,6 +88,8 @@ class ModelMetrics:
         self.padding_tokens: Counter = child("padding_tokens_total")
         self.truncated_texts: Counter = child("truncated_texts_total")
         self.failed_passes: Counter = child("failed_passes_total")
+        self.cache_hits: Counter = child("cache_hits_total")
+        self.cache_misses: Counter = child("cache_misses_total")
         self.request_duration: Histogram = child("request_duration_seconds")
         self.tokenization_duration: Histogram = child("tokenization_duration_seconds")
         self.queue_wait: Histogram = child("queue_wait_seconds")
@@ -118,6 +124,10 @@ class Metrics:
         """Make every series of a model; `depth` is asked at each scrape."""
         self.of(name).queue_depth.set_function(depth)
         self._made["model_info"].labels(model=name, **info).set(1)
+
+    def watch(self, name: str, value: Callable[[], float]) -> None:
+        """Ask for a gauge's value at each scrape."""
+        self._made[name].set_function(value)
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

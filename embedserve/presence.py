@@ -16,26 +16,30 @@ class Presence:
 
     def __init__(self, left: Callable[[], Coroutine[None, None, None]], deadline: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._left = self._loop.create_task(left())
+        self._gone = self._loop.create_task(left())
         self._deadline = deadline
         self._timer: asyncio.TimerHandle | None = None
 
     def check(self) -> None:
         """ClientLeftError or 504 when nobody waits any more."""
-        if self._left.done():
+        if self._gone.done():
             raise ClientLeftError
         if self._loop.time() > self._deadline:
             raise _late()
 
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline - self._loop.time()
+
     def watch(self, fail: Callable[[Exception], None]) -> None:
         """Call `fail` once when the client leaves or the deadline passes."""
         self.check()
-        self._left.add_done_callback(lambda _: fail(ClientLeftError()))
+        self._gone.add_done_callback(lambda _: fail(ClientLeftError()))
         self._timer = self._loop.call_at(self._deadline, lambda: fail(_late()))
 
     def end(self) -> None:
         """Watch no longer."""
-        self._left.cancel()
+        self._gone.cancel()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -48,6 +48,9 @@ class Settings:
     tokens_per_pass: int = _setting(
         256, "tokens that share a forward pass, padding included", *_between(1, 1_000_000)
     )
+    cache_mb: int = _setting(
+        0, "megabytes of computed vectors to keep; 0: none", *_between(0, 1_000_000)
+    )
     max_wait: float = _setting(
         30.0, "seconds of predicted queue wait past which requests get 429", *_between(0.001, 3600)
     )

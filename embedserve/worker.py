@@ -1,4 +1,4 @@
-"""The only bridge between asyncio and threads: Job, Worker; the Backend protocol."""
+"""The only bridge between asyncio and threads: Worker; the Backend protocol."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from embedserve.admission import Admission
 from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
+from embedserve.cache import Key, VectorCache
 from embedserve.errors import RequestError
+from embedserve.flight import Flight, Job, is_wanted
+from embedserve.lanes import Lanes, Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# One pass of warm-up is enough for a first guess; each later pass weighs 1/20.
-_RATE_WEIGHT = 0.05
-
 
 class Backend(Protocol):
-    """Runs one pass in an inference thread: (b, t) ids and mask -> (b, dim) float32."""
+    """Runs one pass in an inference thread: (b, t) ids and mask -> (b, dim) float32.
 
-    def embed(self, batch: Batch) -> Floats: ...
+    `alone`: no other pass runs, every core may be used. `stop` may be asked from another thread;
+    then it raises soon.
+    """
+
+    def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Engine:
     """A backend with what scheduling and padding must know of its model."""
 
     name: str
+    fingerprint: str
     backend: Backend
     shape: Shape
     dimension: int
@@ -44,24 +50,18 @@ class Engine:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """One request in the engine. Owned by the event loop.
-
-    `future` resolves to rows (n, dim) float32 when the last pass is done.
-    """
+class _Pass:
+    """One forward pass in a lane."""
 
     engine: Engine
-    rows: Floats
-    future: asyncio.Future[Floats]
-    submitted: float
-    entries: list[Entry] = field(default_factory=list)
-    remaining: int = 0
-    started: float | None = None  # when its first pass began
-    finished: float = 0.0
+    entries: list[Entry]
+    is_long: bool
+    alone: bool
+    stop: Stop = field(default_factory=Stop)
 
 
 @dataclass(frozen=True, slots=True)
-class _Pass:
+class _Done:
     """What an inference thread gives back."""
 
     rows: Floats
@@ -82,20 +82,21 @@ class Worker:
         tokens_per_pass: int,
         max_wait: float,
         metrics: Metrics,
+        cache: VectorCache | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.queue = BatchQueue(tokens_per_pass)
         self._engines = {engine.shape: engine for engine in engines.values()}
-        self._lanes = lanes
-        self._max_wait = max_wait
+        self._count = lanes
         self._metrics = {e.shape: metrics.of(e.name) for e in engines.values()}
         self._clock = clock
-        self._rate = dict.fromkeys(self._engines, 0.0)  # cost units per second and lane
-        self._busy = 0
-        self._busy_long = 0
+        self._admission = Admission(dict.fromkeys(self._engines, 0.0), lanes, max_wait)
+        self._flight = Flight()
+        self._cache = cache
+        self._running: set[_Pass] = set()
         self._closed = False
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
-        self._inference = ThreadPoolExecutor(lanes, "inference")
+        self._lanes = Lanes(lanes, self._run, self._done)
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
         self._renderer = ThreadPoolExecutor(1, "renderer")
 
@@ -109,61 +110,53 @@ class Worker:
         self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._renderer, function)
 
-    def submit(self, engine: Engine, sequences: list[Ints]) -> Job:
-        """Queue one request, whole, or refuse it with 429 when the wait would be too long.
+    def submit(self, engine: Engine, sequences: list[Ints], most: float = float("inf")) -> Job:
+        """Queue one request, whole, or refuse it with 429 when it would wait too long.
 
-        Each sequence (t_i,) int64 has one token or more.
+        Each sequence (t_i,) int64 has one token or more. `most`: the seconds it gives itself.
         """
         self._check_open()
         if any(len(ids) == 0 for ids in sequences):
             raise RequestError("empty_input", "a text without tokens cannot be embedded", "input")
-        loop = asyncio.get_running_loop()
-        job = Job(
-            engine=engine,
-            rows=np.empty((len(sequences), engine.dimension), np.float32),
-            future=loop.create_future(),
-            submitted=self._clock(),
-            remaining=len(sequences),
-        )
-        job.entries = [Entry(ids, job, row, engine.shape) for row, ids in enumerate(sequences)]
-        wait = self.predicted_wait()
-        if wait > self._max_wait:
-            raise RequestError(
-                "queue_full",
-                f"the queue is {wait:.1f} s long, at most {self._max_wait:g} s are accepted; "
-                "try again later",
-                headers={
-                    "Retry-After": str(max(1, round(wait - self._max_wait))),
-                    "retry-after-ms": str(max(1, round((wait - self._max_wait) * 1000))),
-                },
-            )
-        self.queue.put(job.entries)
+        now = self._clock()
+        rows = np.empty((len(sequences), engine.dimension), np.float32)
+        job = Job(rows, asyncio.get_running_loop().create_future(), now, len(sequences))
+        keyed = [(i, (engine.fingerprint, ids.tobytes()), ids) for i, ids in enumerate(sequences)]
+        left = self._fill_from_cache(engine, job, keyed) if self._cache is not None else keyed
+        new = {key: len(ids) for _, key, ids in left if key not in self._flight}
+        cost = sum(map(engine.shape.cost, new.values()))
+        if cost:
+            self._admission.check(self._admission.wait(self.queue.cost_before(cost)), most)
+        self._flight.join(job, engine.shape, left)
+        waiting = [entry for entry in job.entries if entry.waiting or entry.key in new]
+        if len(waiting) < len(job.entries):  # some of it runs already, for others
+            job.started = now
+        self.queue.put(waiting)
         self._pump()
         return job
 
     def cancel(self, job: Job) -> None:
-        """Take a request out of the queue; a pass that runs already is left to end."""
-        self.queue.discard(job.entries)
+        """Take a request out of the engine: what only it waits for is never computed."""
         job.future.cancel()
+        self._forget_unwanted(job.entries)
 
     def fail(self, job: Job, error: Exception) -> None:
         """End a request with an error; what still waits of it is never computed."""
         if not job.future.done():
-            self.queue.discard(job.entries)
-            job.future.set_exception(error)
+            job.fail(error)
+            self._forget_unwanted(job.entries)
 
     def predicted_wait(self) -> float:
         """Seconds until what waits now is done; 0 while a model's rate is not known."""
-        waits = (self.queue.cost(shape) / rate for shape, rate in self._rate.items() if rate > 0)
-        return sum(waits) / self._lanes
+        return self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
 
     def close(self) -> None:
         """End what waits with 503 and let the threads end; what runs is answered."""
         self._closed = True
         for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
-            self.fail(_job(entry), _draining())
+            self._fail_readers(entry, lambda _: _draining())
         self._again.clear()
-        self._inference.shutdown(wait=False)  # at most one pass a lane
+        self._lanes.close()
         self._renderer.shutdown(wait=False)
         self._tokenizer.shutdown(wait=False, cancel_futures=True)
 
@@ -171,106 +164,138 @@ class Worker:
         if self._closed:
             raise _draining()
 
+    def _fill_from_cache(
+        self, engine: Engine, job: Job, keyed: list[tuple[int, Key, Ints]]
+    ) -> list[tuple[int, Key, Ints]]:
+        """Put rows of the cache in their places; return what must be computed."""
+        assert self._cache is not None
+        left = []
+        for row, key, ids in keyed:
+            known = self._cache.get(key)
+            if known is None:
+                left.append((row, key, ids))
+            else:
+                job.fill(row, known, job.submitted)
+        if len(left) < len(keyed):
+            job.started = job.submitted
+        self._metrics[engine.shape].cache_hits.inc(len(keyed) - len(left))
+        self._metrics[engine.shape].cache_misses.inc(len(left))
+        return left
+
+    def _forget_unwanted(self, entries: Iterable[Entry]) -> None:
+        """Drop what nobody waits for from the queue, and end passes that run for nobody."""
+        unwanted = [entry for entry in entries if not is_wanted(entry)]
+        for entry in unwanted:
+            if entry.waiting:
+                self._flight.land(entry)
+        self.queue.discard(unwanted)
+        for work in self._running if unwanted else ():
+            if not any(map(is_wanted, work.entries)):
+                for entry in work.entries:  # who asks from now on has it computed anew
+                    self._flight.land(entry)
+                work.stop.ask()
+
     def _pump(self) -> None:
         """Start passes while a lane is free; one lane is kept from long passes."""
-        while self._busy < self._lanes and not self._closed:
-            allow_long = self._busy_long < max(1, self._lanes - 1)
-            free = self._lanes - self._busy
+        while len(self._running) < self._count and not self._closed:
+            busy_long = sum(running.is_long for running in self._running)
+            free = self._count - len(self._running)
+            allow_long = busy_long < max(1, self._count - 1)
             entries = self._next_half() or self.queue.take(allow_long, free)
             if not entries:
                 return
             self._start(entries)
 
     def _next_half(self) -> list[Entry]:
-        """A half of a failed pass, less those who left meanwhile."""
+        """A half of a failed pass, less what nobody waits for any more."""
         while self._again:
-            entries = [e for e in self._again.popleft() if not _job(e).future.done()]
-            if entries:
+            half = self._again.popleft()
+            for entry in half:
+                if not is_wanted(entry):
+                    self._flight.land(entry)
+            if entries := [entry for entry in half if is_wanted(entry)]:
                 return entries
         return []
 
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
         engine = self._engines[entries[0].shape]
-        metrics = self._metrics[engine.shape]
         for entry in entries:
-            job = _job(entry)
-            if job.started is None:
-                job.started = now
-                metrics.queue_wait.observe(now - job.submitted)
-        is_long = self.queue.is_long(entries[0])
-        self._busy += 1
-        self._busy_long += is_long
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._inference, self._run, engine, [e.ids for e in entries])
-        running.add_done_callback(lambda done: self._done(engine, entries, is_long, done.result()))
+            for job, _ in entry.readers:
+                if job.started is None:
+                    job.started = now
+                    self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
+        # A lone text uses every core; several are shared out among the lanes.
+        alone = len(entries) == 1 and not self._running and len(self.queue) == 0
+        work = _Pass(engine, entries, self.queue.is_long(entries[0]), alone)
+        self._running.add(work)
+        self._lanes.start(work)
 
-    def _run(self, engine: Engine, sequences: list[Ints]) -> _Pass | Exception:
+    def _run(self, work: _Pass) -> _Done | Exception:
         """In an inference thread: arrays in, arrays out."""
         start = self._clock()
+        engine = work.engine
         try:
+            sequences = [entry.ids for entry in work.entries]
             batch = pad(sequences, engine.pad_token_id, engine.padding_side)
-            rows = engine.backend.embed(batch)
+            rows = engine.backend.embed(batch, work.alone, work.stop)
             if rows.shape != (len(sequences), engine.dimension):
                 raise ValueError(f"the pass gave rows of shape {rows.shape}")
-            return _Pass(rows, batch.input_ids.size, self._clock() - start)
+            return _Done(rows, batch.input_ids.size, self._clock() - start)
         except Exception as error:  # whatever a pass raises must reach its requests
             return error
 
-    def _done(
-        self, engine: Engine, entries: list[Entry], is_long: bool, done: _Pass | Exception
-    ) -> None:
-        self._busy -= 1
-        self._busy_long -= is_long
-        if isinstance(done, Exception):
-            self._failed(engine, entries, done)
-        else:
-            self._measure(engine, entries, done)
-            self._deliver(entries, done.rows)
+    def _done(self, work: _Pass, done: _Done | Exception) -> None:
+        self._running.discard(work)
+        if isinstance(done, _Done):
+            self._measure(work, done)
+            self._deliver(work.entries, done.rows)
+        elif not work.stop.asked:
+            self._failed(work, done)
         self._pump()
 
-    def _failed(self, engine: Engine, entries: list[Entry], error: Exception) -> None:
+    def _failed(self, work: _Pass, error: Exception) -> None:
         """Find the offender by halves: it fails alone, its neighbours run again."""
-        self._metrics[engine.shape].failed_passes.inc()
+        self._metrics[work.engine.shape].failed_passes.inc()
+        entries = work.entries
         if len(entries) > 1 and not self._closed:
             middle = len(entries) // 2
             self._again.extend([entries[:middle], entries[middle:]])
             return
-        log.error("model %s: a pass of one text failed: %r", engine.name, error)
+        log.error("model %s: a pass of one text failed: %r", work.engine.name, error)
         for entry in entries:
-            self.fail(_job(entry), _inference_failed(entry.row))
+            self._fail_readers(entry, _inference_failed)
+
+    def _fail_readers(self, entry: Entry, error: Callable[[int], RequestError]) -> None:
+        self._flight.land(entry)
+        for job, row in entry.readers:
+            self.fail(job, error(row))
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
         # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
         norms = np.einsum("bd,bd->b", rows, rows)
-        for entry, row, norm in zip(entries, rows, norms, strict=True):
-            job = _job(entry)
-            if not (np.isfinite(norm) and norm > 0):
-                self.fail(job, _non_finite(entry.row))
+        now = self._clock()
+        for entry, row, norm in zip(entries, rows, norms.tolist(), strict=True):
+            if not 0 < norm < float("inf"):
+                self._fail_readers(entry, _non_finite)
                 continue
-            job.rows[entry.row] = row
-            job.remaining -= 1
-            if job.remaining == 0 and not job.future.done():
-                job.finished = self._clock()
-                job.future.set_result(job.rows)
+            self._flight.land(entry)
+            if self._cache is not None:
+                self._cache.put(entry.key, row)
+            for job, place in entry.readers:
+                job.fill(place, row, now)
 
-    def _measure(self, engine: Engine, entries: list[Entry], done: _Pass) -> None:
-        metrics = self._metrics[engine.shape]
-        tokens = sum(len(entry.ids) for entry in entries)
+    def _measure(self, work: _Pass, done: _Done) -> None:
+        metrics = self._metrics[work.engine.shape]
+        tokens = sum(len(entry.ids) for entry in work.entries)
         metrics.inference_duration.observe(done.seconds)
-        metrics.batch_size.observe(len(entries))
+        metrics.batch_size.observe(len(work.entries))
         metrics.batch_tokens.observe(done.padded_tokens)
         metrics.padding_ratio.observe(1 - tokens / done.padded_tokens)
         metrics.tokens.inc(tokens)
         metrics.padding_tokens.inc(done.padded_tokens - tokens)
-        rate = sum(entry.cost for entry in entries) / max(done.seconds, 1e-9)
-        known = self._rate[engine.shape]
-        self._rate[engine.shape] = known + _RATE_WEIGHT * (rate - known) if known else rate
-
-
-def _job(entry: Entry) -> Job:
-    assert isinstance(entry.owner, Job)
-    return entry.owner
+        cost = sum(entry.cost for entry in work.entries)
+        self._admission.measure(work.engine.shape, cost, done.seconds)
 
 
 def _draining() -> RequestError:

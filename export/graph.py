@@ -1,4 +1,4 @@
-"""Files -> model.onnx, weights.bin: optimum's export, onnxruntime's fusions, the same bytes always."""
+"""Files -> model.onnx, weights.bin: optimum's export, onnxruntime's fusions, always the same."""
 
 from __future__ import annotations
 

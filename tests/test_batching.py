@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import numpy as np
 import pytest
@@ -24,7 +25,16 @@ def entries_of(
     lengths: list[int], shape: Shape = NO_ATTENTION, owner: object = None
 ) -> list[Entry]:
     """One request's entries; the first token id is the row."""
-    return [Entry(np.full(t, row, np.int64), owner, row, shape) for row, t in enumerate(lengths)]
+    return [
+        Entry(np.full(t, row, np.int64), shape, readers=[(owner, row)])
+        for row, t in enumerate(lengths)
+    ]
+
+
+def owner_of(entry: Entry) -> object:
+    """The one request that reads the entry."""
+    ((owner, _),) = entry.readers
+    return owner
 
 
 def work(entry: Entry) -> float:
@@ -40,7 +50,8 @@ class Queueing(RuleBasedStateMachine):
         super().__init__()
         self.budget = 0
         self.queue = BatchQueue(1)
-        self.waiting: dict[Entry, float] = {}  # with the key it was given, in order of arrival
+        self.waiting: dict[Entry, float] = {}  # with the key it was given
+        self.placed: dict[Entry, int] = {}  # by which request
         self.gone: list[Entry] = []
         self.served = 0.0
         self.requests = 0
@@ -63,6 +74,21 @@ class Queueing(RuleBasedStateMachine):
         self.queue.put(made)
         key = self.served + sum(map(work, made))
         self.waiting.update(dict.fromkeys(made, key))
+        self.placed.update(dict.fromkeys(made, self.requests))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), lengths=st.lists(st.integers(1, 20), max_size=4))
+    def put_again(self, data: st.DataObject, lengths: list[int]) -> None:
+        """A request for texts that others wait for, and some of its own."""
+        self.requests += 1
+        shared = data.draw(st.lists(st.sampled_from([*self.waiting]), max_size=4, unique=True))
+        made = entries_of(lengths, PLAIN, self.requests)
+        self.queue.put([*shared, *made])
+        key = self.served + sum(map(work, [*shared, *made]))
+        for entry in [*shared, *made]:
+            if key < self.waiting.get(entry, math.inf):
+                self.waiting[entry] = key
+                self.placed[entry] = self.requests
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -103,7 +129,7 @@ class Queueing(RuleBasedStateMachine):
         """The smallest key goes first, and the longest of its request."""
         least = min(self.waiting[e] for e in eligible)
         assert self.waiting[first] == pytest.approx(least)
-        rivals = [len(e.ids) for e in eligible if e.owner == first.owner]
+        rivals = [len(e.ids) for e in eligible if self.placed[e] == self.placed[first]]
         assert len(first.ids) == max(rivals)
 
     def check_limits(self, taken: list[Entry], allow_long: bool) -> None:
@@ -135,9 +161,21 @@ class Queueing(RuleBasedStateMachine):
             assert self.queue.cost(shape) == pytest.approx(sum(mine))
             assert mine or self.queue.cost(shape) == 0, "no crumbs of floats in an empty queue"
 
+    @invariant()
+    def what_goes_before_is_known(self) -> None:
+        for cost in (0.0, 25.0) if self.budget else ():
+            last = (self.served + cost) // self.budget
+            for shape in SHAPES:
+                ahead = [
+                    work(e)
+                    for e, key in self.waiting.items()
+                    if e.shape == shape and key // self.budget <= last
+                ]
+                assert self.queue.cost_before(cost).get(shape, 0.0) == pytest.approx(sum(ahead))
+
 
 TestQueueing = Queueing.TestCase
-TestQueueing.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestQueueing.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 
 
 @given(
@@ -166,11 +204,11 @@ def test_an_endless_stream_of_short_requests_does_not_starve_bulk(
     bound = 2 * own + 5 * backlog + others * short + max(budget, *bulk, short)
     while left:
         taken = queue.take()
-        left -= sum(entry.owner == "bulk" for entry in taken)
+        left -= sum(owner_of(entry) == "bulk" for entry in taken)
         served += sum(len(entry.ids) for entry in taken)
         assert served <= bound, f"{left} of bulk's {len(bulk)} texts still wait"
         for entry in taken:
-            if entry.owner is None and entry.shape == stream_shape:
+            if owner_of(entry) is None and entry.shape == stream_shape:
                 queue.put(entries_of([short], stream_shape))
 
 
@@ -183,7 +221,7 @@ def test_a_short_request_passes_bulk(bulk: int, passes: int, short: int) -> None
     for _ in range(passes):
         queue.take()
     queue.put(entries_of([short], owner="query"))
-    assert queue.take()[0].owner == "query"
+    assert owner_of(queue.take()[0]) == "query"
 
 
 def test_after_as_much_work_as_it_asks_for_nothing_newer_passes_bulk() -> None:
@@ -192,9 +230,9 @@ def test_after_as_much_work_as_it_asks_for_nothing_newer_passes_bulk() -> None:
     queue.put(entries_of([30] * 10, owner="bulk"))
     for _ in range(30):
         queue.put(entries_of([10], owner="early"))
-        assert [e.owner for e in queue.take()] == ["early"]
+        assert [owner_of(e) for e in queue.take()] == ["early"]
     queue.put(entries_of([1], owner="late"))
-    owners = [queue.take()[0].owner for _ in range(11)]
+    owners = [owner_of(queue.take()[0]) for _ in range(11)]
     assert owners == ["bulk"] * 10 + ["late"]
 
 
@@ -203,7 +241,7 @@ def test_requests_of_equal_work_run_in_order_of_arrival() -> None:
     queue = BatchQueue(10)
     for number in range(20):
         queue.put(entries_of([10], owner=number))
-    assert [queue.take()[0].owner for _ in range(20)] == list(range(20))
+    assert [owner_of(queue.take()[0]) for _ in range(20)] == list(range(20))
 
 
 def test_a_pass_is_filled_with_near_lengths_of_other_requests() -> None:
@@ -323,8 +361,7 @@ def test_a_lone_request_is_shared_out_among_free_lanes() -> None:
     shape = Shape("m", quadratic=1e9)
     for lanes, sizes in ((1, [8]), (2, [4, 4]), (3, [2, 3, 3]), (16, [1] * 8)):
         queue = BatchQueue(tokens_per_pass=256)
-        owner = object()
-        queue.put([Entry(np.arange(10), owner, row, shape) for row in range(8)])
+        queue.put([Entry(np.arange(10), shape) for row in range(8)])
         passes = []
         free = lanes
         while entries := queue.take(lanes=max(1, free)):

@@ -458,7 +458,7 @@ class TestEnd:
         """What is not done by then ends with 503 in the error body, and the process with 0."""
         flags = ("--model", MINILM, "--drain-seconds", "0.1")
         server = start(ROOT / "models.toml", ROOT / "artifacts", *flags)
-        long = ["word " * 250] * 400  # half a minute of work
+        long = [f"{i} " + "word " * 250 for i in range(400)]  # half a minute of work
         with ThreadPoolExecutor(1) as pool, server.client() as client:
             body = {"model": MINILM, "input": long}
             waiting = pool.submit(client.post, "/v1/embeddings", json=body)

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from embedserve.batching import LONG_PASS_BUDGETS, Batch, Shape
+from embedserve.cache import VectorCache
 from embedserve.errors import RequestError
+from embedserve.flight import Job
+from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
-from embedserve.worker import Engine, Job, Worker
+from embedserve.worker import Engine, Worker
 
 SECONDS = 10  # what no test should take: a lost event fails instead of hanging
 NAN, ZERO, INFINITE, FAILS = 901, 902, 903, 904  # ids that spoil a vector or a pass
@@ -31,15 +34,17 @@ class FakeBackend:
         self.gate.set()
         self.one_at_a_time = False  # the gate closes behind each pass
         self.seen: list[list[tuple[int, ...]]] = []
+        self.stops: list[Stop] = []  # of each pass
         self.on_pass = on_pass
         self._began = threading.Semaphore(0)
 
-    def embed(self, batch: Batch) -> Floats:
+    def embed(self, batch: Batch, alone: bool = False, stop: Stop | None = None) -> Floats:
         texts = [
             tuple(ids[mask == 1].tolist())
             for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
         ]
         self.seen.append(texts)
+        self.stops.append(stop or Stop())
         self._began.release()
         assert self.gate.wait(SECONDS), "nobody opened the gate"
         if self.one_at_a_time:
@@ -80,14 +85,17 @@ class Bench:
         clock: Callable[[], float] | None = None,
         on_pass: Callable[[], None] = lambda: None,
         padding_side: str = "right",
+        cache: VectorCache | None = None,
     ) -> None:
         self.backend = FakeBackend(on_pass)
         self.shape = Shape("fake", quadratic=1e12)  # a text costs its tokens
-        self.engine = Engine("fake", self.backend, self.shape, 3, 7, padding_side)
+        self.engine = Engine("fake", "f" * 64, self.backend, self.shape, 3, 7, padding_side)
         engines = {"fake": self.engine}
         self.metrics = Metrics()
         options: dict[str, Any] = {} if clock is None else {"clock": clock}
-        self.worker = Worker(engines, lanes, tokens_per_pass, max_wait, self.metrics, **options)
+        self.worker = Worker(
+            engines, lanes, tokens_per_pass, max_wait, self.metrics, cache, **options
+        )
 
     def submit(self, *texts: list[int]) -> Job:
         """Queue one request of these texts."""
@@ -372,7 +380,7 @@ class TestFailing:
         async def test() -> None:
             bench = Bench(lanes=2)
             bench.backend.gate.clear()
-            blockers = [bench.submit([800] * 50), bench.submit([800] * 50)]
+            blockers = [bench.submit([800] * 50), bench.submit([801] * 50)]
             await bench.backend.passes(2)
             ids = [1, FAILS, 3, 4, 5, FAILS, 7, 8]
             jobs = [bench.submit([i, 1, 1, 1]) for i in ids]
@@ -392,12 +400,12 @@ class TestFailing:
 
         async def test() -> None:
             bench = Bench(tokens_per_pass=8)
-            job = bench.submit([1] * 5, [FAILS] * 8, *[[2] * 4] * 50)
+            job = bench.submit([1] * 5, [FAILS] * 8, *([2, 2, 2, i] for i in range(50)))
             error = await error_of(job)
             assert (error.code, error.param) == ("inference_failed", "input[1]")
             assert bench.worker.queue.depth(bench.shape) == 0
             assert await rows_of(bench.submit([3])) == [[3, 3, 1]]
-            assert (2,) * 4 not in bench.backend.texts
+            assert not any(text[:3] == (2, 2, 2) for text in bench.backend.texts)
             bench.worker.close()
 
         run(test)
@@ -455,6 +463,18 @@ class Clock:
         self.now += 1.0
 
 
+class Texts:
+    """Texts that differ: equal ones in flight are computed once."""
+
+    def __init__(self) -> None:
+        self._number = 100
+
+    def of(self, length: int) -> list[int]:
+        """Return the next one."""
+        self._number += 1
+        return [self._number] * length
+
+
 class TestAdmission:
     """429, once the predicted wait passes the limit."""
 
@@ -463,16 +483,16 @@ class TestAdmission:
         """At 10 tokens a second and lane, 2.5 s are accepted and 3 s are not."""
 
         async def test() -> None:
-            clock = Clock()
+            clock, texts = Clock(), Texts()
             bench = Bench(lanes, 16, max_wait=2.5, clock=clock, on_pass=clock.advance)
             await rows_of(bench.submit([1] * 10))  # 10 tokens in 1 s
             bench.backend.gate.clear()
-            running = [bench.submit([2] * 10) for _ in range(lanes)]
+            running = [bench.submit(texts.of(10)) for _ in range(lanes)]
             await bench.backend.passes(lanes)
             assert bench.worker.predicted_wait() == 0
-            waiting = [bench.submit([3] * 10) for _ in range(2 * lanes)]
+            waiting = [bench.submit(texts.of(10)) for _ in range(2 * lanes)]
             assert bench.worker.predicted_wait() == pytest.approx(2.0)
-            waiting += [bench.submit([3] * 10) for _ in range(lanes)]
+            waiting += [bench.submit(texts.of(10)) for _ in range(lanes)]
             assert bench.worker.predicted_wait() == pytest.approx(3.0)
             with pytest.raises(RequestError) as error:
                 bench.submit([4] * 10)
@@ -496,13 +516,50 @@ class TestAdmission:
             bench = Bench(1, 16, max_wait=40.0, clock=clock, on_pass=clock.advance)
             await rows_of(bench.submit([1] * 10))
             blocker = await bench.block(10)
-            waiting = bench.submit(*[[2] * 10] * 100)
+            waiting = bench.submit(*([2] * 9 + [i] for i in range(100)))
             with pytest.raises(RequestError) as error:
-                bench.submit([3])
+                bench.submit(*([3] * 9 + [i] for i in range(100)))
             assert error.value.headers == {"Retry-After": "60", "retry-after-ms": "60000"}
             bench.worker.cancel(waiting)
             bench.backend.gate.set()
             await blocker.future
+            bench.worker.close()
+
+        run(test)
+
+    def test_a_query_is_not_refused_for_the_bulk_it_passes(self) -> None:
+        """Only what goes before it counts: 100 s of bulk wait, and a short text need not."""
+
+        async def test() -> None:
+            clock = Clock()
+            bench = Bench(1, 16, max_wait=2.5, clock=clock, on_pass=clock.advance)
+            await rows_of(bench.submit([1] * 10))
+            blocker = await bench.block(10)
+            bulk = bench.submit(*([2] * 9 + [i] for i in range(100)))
+            assert bench.worker.predicted_wait() == pytest.approx(100)
+            query = bench.submit([3, 4])
+            bench.backend.gate.set()
+            assert await rows_of(query) == [[3, 4, 2]]
+            assert bench.backend.texts[2] == (3, 4)
+            await asyncio.gather(blocker.future, bulk.future)
+            bench.worker.close()
+
+        run(test)
+
+    def test_a_request_that_would_be_late_is_refused_at_once(self) -> None:
+        """It gives itself 1 s, and 2 s of work go before it: 429, come again in 1 s."""
+
+        async def test() -> None:
+            clock = Clock()
+            bench = Bench(1, 16, clock=clock, on_pass=clock.advance)
+            await rows_of(bench.submit([1] * 10))
+            blocker = await bench.block(10)
+            waiting = [bench.submit([i] * 10) for i in (2, 3)]
+            with pytest.raises(RequestError, match="deadline") as error:
+                bench.worker.submit(bench.engine, [np.full(10, 4, np.int64)], most=1.0)
+            assert error.value.headers == {"Retry-After": "1", "retry-after-ms": "1000"}
+            bench.backend.gate.set()
+            await asyncio.gather(blocker.future, *(job.future for job in waiting))
             bench.worker.close()
 
         run(test)
@@ -514,7 +571,7 @@ class TestAdmission:
             clock = Clock()
             bench = Bench(1, 16, max_wait=2.5, clock=clock, on_pass=clock.advance)
             await rows_of(bench.submit([1] * 10))
-            assert len(await rows_of(bench.submit(*[[2] * 10] * 100))) == 100
+            assert len(await rows_of(bench.submit(*([2] * 9 + [i] for i in range(100))))) == 100
             bench.worker.close()
 
         run(test)
@@ -527,15 +584,159 @@ class TestAdmission:
             bench = Bench(1, 16, max_wait=2.5, clock=clock, on_pass=clock.advance)
             await rows_of(bench.submit([1] * 10))
             blocker = await bench.block(10)
-            leaving = bench.submit(*[[2] * 10] * 10)
+            leaving = bench.submit(*([2] * 9 + [i] for i in range(10)))
+            as_much = [[3] * 9 + [i] for i in range(10)]
             with pytest.raises(RequestError):
-                bench.submit([3] * 10)
+                bench.submit(*as_much)
             bench.worker.cancel(leaving)
             assert bench.worker.predicted_wait() == 0
-            staying = bench.submit([3] * 10)
+            staying = bench.submit(*as_much)
             bench.backend.gate.set()
-            assert await rows_of(staying) == [[3, 3, 10]]
+            assert await rows_of(staying) == [[3, i, 10] for i in range(10)]
             await blocker.future
+            bench.worker.close()
+
+        run(test)
+
+
+class TestOnce:
+    """Equal sequences in flight are computed once."""
+
+    def test_equal_texts_of_a_request_run_once(self) -> None:
+        """Each gets its row all the same."""
+
+        async def test() -> None:
+            bench = Bench()
+            assert await rows_of(bench.submit([1, 2], [3], [1, 2], [1, 2])) == [
+                [1, 2, 2],
+                [3, 3, 1],
+                [1, 2, 2],
+                [1, 2, 2],
+            ]
+            assert sorted(bench.backend.texts) == [(1, 2), (3,)]
+            bench.worker.close()
+
+        run(test)
+
+    @pytest.mark.parametrize("runs", [False, True], ids=["while it waits", "while it runs"])
+    def test_a_text_in_flight_is_joined(self, runs: bool) -> None:
+        """Two requests for one text: one pass, two answers."""
+
+        async def test() -> None:
+            bench = Bench()
+            blocker = await bench.block()
+            first = blocker if runs else bench.submit([1, 2])
+            text = [800] * 50 if runs else [1, 2]
+            second = bench.submit(text, [5])
+            bench.backend.gate.set()
+            assert (await rows_of(second))[0] == (await rows_of(first))[0]
+            assert bench.backend.texts.count(tuple(text)) == 1
+            assert second.started is not None
+            await blocker.future
+            again = bench.submit(text)
+            await again.future
+            assert bench.backend.texts.count(tuple(text)) == 2, "done is done: computed anew"
+            bench.worker.close()
+
+        run(test)
+
+    def test_a_query_brings_a_bulk_s_text_forward(self) -> None:
+        """A text that bulk waits for runs at the query's place."""
+
+        async def test() -> None:
+            bench = Bench(tokens_per_pass=4)
+            bench.backend.one_at_a_time = True
+            blocker = await bench.block()
+            bulk = bench.submit(*([i] * 4 for i in range(1, 10)))
+            query = bench.submit([7] * 4)
+            bench.backend.gate.set()
+            await bench.backend.passes(1)
+            assert bench.backend.texts[1] == (7,) * 4
+            bench.backend.one_at_a_time = False
+            bench.backend.gate.set()
+            assert await rows_of(query) == [[7, 7, 4]]
+            assert await rows_of(bulk) == [[i, i, 4] for i in range(1, 10)]
+            await blocker.future
+            bench.worker.close()
+
+        run(test)
+
+    def test_one_that_leaves_does_not_take_the_text_along(self) -> None:
+        """The other still gets its row; when both have left it never runs."""
+
+        async def test() -> None:
+            bench = Bench()
+            blocker = await bench.block()
+            leaving, staying = bench.submit([1, 2]), bench.submit([1, 2])
+            gone = [bench.submit([3, 4]), bench.submit([3, 4])]
+            for job in (leaving, *gone):
+                bench.worker.cancel(job)
+            bench.backend.gate.set()
+            assert await rows_of(staying) == [[1, 2, 2]]
+            await blocker.future
+            assert (3, 4) not in bench.backend.texts
+            again = bench.submit([3, 4])
+            assert await rows_of(again) == [[3, 4, 2]]
+            bench.worker.close()
+
+        run(test)
+
+    def test_a_failing_text_fails_all_who_asked_for_it(self) -> None:
+        """Each with the place it has in its own request."""
+
+        async def test() -> None:
+            bench = Bench()
+            blocker = await bench.block()
+            jobs = [bench.submit([FAILS]), bench.submit([1], [FAILS])]
+            bench.backend.gate.set()
+            assert [(await error_of(job)).param for job in jobs] == ["input[0]", "input[1]"]
+            await blocker.future
+            bench.worker.close()
+
+        run(test)
+
+
+class TestStopping:
+    """A pass that runs for nobody is ended."""
+
+    def test_a_pass_is_asked_to_stop_when_its_last_reader_leaves(self) -> None:
+        """Not before; and a new request for the same text is computed anew."""
+
+        async def test() -> None:
+            bench = Bench()
+            blocker = await bench.block(4)
+            other = bench.submit([800] * 4)
+            bench.worker.cancel(blocker)
+            assert not bench.backend.stops[0].asked
+            bench.worker.cancel(other)
+            assert bench.backend.stops[0].asked
+            again = bench.submit([800] * 4)
+            bench.backend.gate.set()
+            assert await rows_of(again) == [[800, 800, 4]]
+            assert bench.backend.texts == [(800,) * 4] * 2
+            assert bench.metric("failed_passes_total") == 0
+            bench.worker.close()
+
+        run(test)
+
+
+class TestCache:
+    """Vectors that are kept, when that is asked for."""
+
+    def test_a_known_text_is_not_computed_again(self) -> None:
+        """Hits and misses are counted; a request of known texts alone is answered at once."""
+
+        async def test() -> None:
+            bench = Bench(cache=VectorCache(100_000))
+            first = await rows_of(bench.submit([1, 2], [3]))
+            job = bench.submit([3], [1, 2])
+            assert job.future.done()
+            assert job.started is not None
+            assert await rows_of(job) == first[::-1]
+            assert (await rows_of(bench.submit([3], [4])))[0] == first[1]
+            assert sorted(bench.backend.texts) == [(1, 2), (3,), (4,)]
+            assert bench.metric("cache_hits_total") == 3
+            assert bench.metric("cache_misses_total") == 3
             bench.worker.close()
 
         run(test)

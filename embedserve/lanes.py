@@ -1,0 +1,69 @@
+"""Inference threads: each runs one pass at a time and hands back what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Stop:
+    """Asks a pass that runs to end. The loop asks, the lane's thread binds."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._end: Callable[[], None] | None = None
+
+    def bind(self, end: Callable[[], None]) -> None:
+        """Call `end` when asked, at once when that was before."""
+        self._end = end
+        if self.asked:
+            end()
+
+    def ask(self) -> None:
+        """End the pass as soon as it can."""
+        self.asked = True
+        if self._end is not None:
+            self._end()
+
+
+class Lanes(Generic[P, R]):
+    """Threads that call `run` with a pass, and `done` on the event loop with it and the result.
+
+    Threads of their own and no executor: a result is handed over in one step, and a lane that
+    never comes back does not keep the process from ending. `run` must not raise.
+    """
+
+    def __init__(self, count: int, run: Callable[[P], R], done: Callable[[P, R], None]) -> None:
+        self._run, self._done = run, done
+        self._passes: SimpleQueue[tuple[asyncio.AbstractEventLoop, P] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"inference_{i}", daemon=True)
+            for i in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, work: P) -> None:
+        """Give a pass to a free lane."""
+        self._passes.put((asyncio.get_running_loop(), work))
+
+    def close(self) -> None:
+        """Let each thread end after the pass it runs."""
+        for _ in self._threads:
+            self._passes.put(None)
+
+    def _serve(self) -> None:
+        while (item := self._passes.get()) is not None:
+            loop, work = item
+            result = self._run(work)
+            try:
+                loop.call_soon_threadsafe(self._done, work, result)
+            except RuntimeError:  # the loop has ended: nobody waits
+                return
+            del item, work, result  # nothing is held while the lane is idle
