@@ -42,6 +42,7 @@ PROVIDERS: Mapping[str, Provider] = {
     ),
 }
 
+VERSION: str = onnxruntime.__version__
 SPIN_MICROSECONDS = "200"
 
 # What a graph may ask for, and how it is made from a batch.
@@ -127,14 +128,23 @@ def _load(step: Step, directory: Path) -> _Finish:
     return _Finish(step, weight, bias)
 
 
-def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
-    available = onnxruntime.get_available_providers()
-    if provider.name not in available:
+def available() -> tuple[str, ...]:
+    """Name the providers of this build of onnxruntime; drivers may be missing all the same."""
+    return tuple(onnxruntime.get_available_providers())
+
+
+def check_available(provider: Provider) -> None:
+    """StartupError when this build of onnxruntime does not have the provider."""
+    if provider.name not in available():
         raise StartupError(
             f"provider {provider.name} is not in this build of onnxruntime (it has "
-            f"{', '.join(available)}); {provider.advice}",
+            f"{', '.join(available())}); {provider.advice}",
             Exit.UNAVAILABLE,
         )
+
+
+def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+    check_available(provider)
     # The CPU provider stands behind every other for the few shape operators.
     providers: list[Any] = [(provider.name, dict(provider.options))]
     if provider.name != PROVIDERS["cpu"].name:

@@ -1,4 +1,4 @@
-"""embedserve serve | verify."""
+"""embedserve serve | verify | doctor | tune."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from embedserve import __version__, config, logs
+from embedserve import __version__, config, host, logs
 from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
 from embedserve.keys import Keys, take_from_environment
@@ -48,7 +50,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
-    cores = len(os.sched_getaffinity(0))
+    cores = host.read().cores.value
     loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider, cores)
     lanes = settings.lanes or cores
     if not keys and not server.is_loopback(settings.host):
@@ -85,18 +87,84 @@ def verify(models: str | None, artifacts: str | None, model: list[str], **flags:
     return 0
 
 
+def doctor(
+    models: str | None, artifacts: str | None, model: list[str], json: bool, **flags: str | None
+) -> int:
+    """Say what this process may use, what a server would find, and what could be better."""
+    from embedserve.doctor import examine
+    from embedserve.report import as_json, as_text
+
+    report = examine(_paths(models, artifacts), model, _set(flags))
+    print(as_json(report) if json else as_text(report))
+    return report.status
+
+
+def tune(
+    models: str | None, artifacts: str | None, model: list[str], seconds: float, write: bool
+) -> int:
+    """Measure which lanes and tokens_per_pass are fastest on this host and model."""
+    configuration, settings, paths = _settings(models, artifacts, {})
+    from embedserve import artifact, registry, server_table
+    from embedserve.tune import measure, recommend, table
+
+    if len(model) > 1 or settings.provider != "cpu" or not 1 <= seconds <= 3600:
+        raise StartupError("tune measures one --model, on the CPU, for 1 to 3600 s", Exit.USAGE)
+    if write:  # what cannot be written is said before a minute is spent
+        server_table.check(paths["models"], {"lanes": 1, "tokens_per_pass": 1})
+    present = (
+        n for n in configuration.models if (paths["artifacts"] / n / artifact.MANIFEST).exists()
+    )
+    names = model or list(islice(present, 1))
+    (spec,) = registry.choose(configuration.models, names, paths["artifacts"], skip_missing=False)
+    cores = host.read().cores
+    print(f"{spec.name} on {cores.value} cores ({cores.origin}), {seconds:g} s", flush=True)
+    turns = measure(spec, paths["artifacts"] / spec.name, cores.value, seconds)
+    best = recommend(turns)
+    values = {"lanes": best.lanes, "tokens_per_pass": best.tokens_per_pass}
+    if write:
+        server_table.write(paths["models"], values)
+    lines = [f"{key} = {value}" for key, value in values.items()]
+    place = f"{'' if write else 'not '}written to [server] of {paths['models']}"
+    print("", table(turns, cores.value), "", *lines, place, sep="\n")
+    return 0
+
+
 def _settings(
-    models: str | None, artifacts: str | None, flags: dict[str, str | None]
+    models: str | None, artifacts: str | None, flags: Mapping[str, str | None]
 ) -> tuple[Config, Settings, dict[str, Path]]:
+    paths = _paths(models, artifacts)
+    configuration = config.read(paths["models"])
+    settings = merge(configuration, os.environ, _set(flags), paths["models"])
+    return configuration, settings, paths
+
+
+def _paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
     given = {"models": models, "artifacts": artifacts}
-    paths = {
+    return {
         name: Path(given[name] or os.environ.get(ENVIRONMENT_PREFIX + name.upper()) or default)
         for name, default in PATHS.items()
     }
-    configuration = config.read(paths["models"])
-    set_flags = {name: value for name, value in flags.items() if value is not None}
-    settings = merge(configuration, os.environ, set_flags, paths["models"])
-    return configuration, settings, paths
+
+
+def _set(flags: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+# Each command, and the settings that are flags of it; None: all.
+_COMMANDS: Mapping[str, tuple[Callable[..., int], Sequence[str] | None]] = {
+    "serve": (serve, None),
+    "verify": (verify, ("provider", "skip_missing")),
+    "doctor": (doctor, None),
+    "tune": (tune, ()),
+}
+# What is a flag of one command alone.
+_OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "doctor": {"--json": {"action": "store_true", "help": "the report as JSON"}},
+    "tune": {
+        "--seconds": {"type": float, "default": 60.0, "help": "time to take; default: 60"},
+        "--write": {"action": "store_true", "help": "put the two into [server] of models.toml"},
+    },
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,10 +178,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="embedserve", description="Sentence embeddings over HTTP.")
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="serve | verify")
-    for command, function in (("serve", serve), ("verify", verify)):
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
+    for command, (function, settings) in _COMMANDS.items():
         sub = commands.add_parser(command, help=function.__doc__, description=function.__doc__)
         sub.set_defaults(command=function)
+        for flag, options in _OPTIONS.get(command, {}).items():
+            sub.add_argument(flag, **options)
         for name, default in PATHS.items():
             sub.add_argument(f"--{name}", help=f"default: {default}", metavar="PATH")
         sub.add_argument(
@@ -123,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NAME",
             help="only this model; may be repeated",
         )
-        _add_settings(sub, ("provider", "skip_missing") if command == "verify" else None)
+        _add_settings(sub, settings)
     return parser
 
 

@@ -43,7 +43,9 @@ class Settings:
     port: int = _setting(5000, "port to listen on; 0 takes a free one", *_between(0, 65535))
     provider: str = _setting("cpu", "execution provider", *_one_of("cpu", "cuda"))
     lanes: int = _setting(
-        0, "inference threads; 0: one per core this process may use", *_between(0, 256)
+        0,
+        "inference threads; 0: one per core this process may use, quota included",
+        *_between(0, 256),
     )
     tokens_per_pass: int = _setting(
         256, "tokens that share a forward pass, padding included", *_between(1, 1_000_000)
@@ -111,6 +113,19 @@ def merge(
     for name, text in flags.items():
         values[name] = _parsed(known[name], text, "--" + name.replace("_", "-"))
     return Settings(**values)
+
+
+def origin(
+    name: str, config: Config, environment: Mapping[str, str], flags: Mapping[str, str]
+) -> str:
+    """Say where a setting's value comes from: its flag, its variable, [server] or default."""
+    variable = ENVIRONMENT_PREFIX + name.upper()
+    places = {
+        "--" + name.replace("_", "-"): name in flags,
+        variable: variable in environment,
+        "[server]": name in config.server,
+    }
+    return next((place for place, here in places.items() if here), "default")
 
 
 def _parsed(setting: Field[Any], text: str, where: str) -> Any:

@@ -1,0 +1,270 @@
+"""`embedserve doctor`: the whole report whatever is wrong, and a server's own exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedserve import __version__, artifact, host
+from embedserve.config import Config
+from embedserve.doctor import Model, Report
+from embedserve.errors import Exit
+from embedserve.host import Host, Known
+from embedserve.settings import Settings, origin
+from tests import tiny
+from tests.conftest import run
+
+KEYS = {
+    "version", "python", "onnxruntime", "provider", "host", "settings", "models", "advice",
+    "problems", "status",
+}  # fmt: skip
+MODEL_KEYS = {
+    "name", "artifact", "present", "intact", "problem", "bytes", "fingerprint", "precision",
+    "dimension", "max_tokens", "parity",
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A models.toml of two models, with an artifact of the first."""
+    tiny.write(tmp_path / "artifacts" / "tiny")
+    tiny.models_toml(tmp_path / "models.toml", {"tiny": "", "absent": ""}, "max_connections = 10")
+    return tmp_path
+
+
+def flags(place: Path) -> tuple[str | Path, ...]:
+    """Where the inputs are."""
+    return ("--models", place / "models.toml", "--artifacts", place / "artifacts")
+
+
+def examined(place: Path, *more: str, **env: str) -> tuple[int, dict[str, Any]]:
+    """Exit status and the report as JSON."""
+    done = run("doctor", "--json", *flags(place), *more, **env)
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["status"] == done.returncode
+    assert set(report) == KEYS
+    return done.returncode, report
+
+
+class TestHealthy:
+    """Everything is there."""
+
+    def test_json(self, place: Path) -> None:
+        """Status 0, and each model with the facts of its manifest."""
+        status, report = examined(place, "--model", "tiny")
+        manifest = artifact.read(place / "artifacts" / "tiny")
+        assert status == 0
+        assert report["problems"] == []
+        (model,) = report["models"]
+        assert set(model) == MODEL_KEYS
+        assert model["fingerprint"] == manifest.fingerprint
+        assert (model["present"], model["intact"], model["problem"]) == (True, True, None)
+        assert (model["dimension"], model["max_tokens"]) == (tiny.HIDDEN, 8)
+        assert model["bytes"] == sum(f.bytes for f in manifest.files.values())
+        assert report["version"] == __version__
+        assert report["provider"] == {"name": "CPUExecutionProvider", "available": True}
+        assert report["settings"]["lanes"]["value"] == host.read().cores.value
+
+    def test_text(self, place: Path) -> None:
+        """For people: the same, in columns, with the verdict in the last line."""
+        done = run("doctor", *flags(place), "--model", "tiny")
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert re.search(r"^  lanes +\d+ +default: one per core", done.stdout, re.MULTILINE)
+        assert re.search(r"^  max_connections +10 +\[server\]$", done.stdout, re.MULTILINE)
+        assert re.search(r"^  artifact +intact, ", done.stdout, re.MULTILINE)
+        assert "embedserve tune" in done.stdout
+        assert done.stdout.splitlines()[-1].startswith("can serve")
+
+    def test_skip_missing(self, place: Path) -> None:
+        """A missing artifact that may be missing is advice, not a problem."""
+        status, report = examined(place, "--skip-missing")
+        assert status == 0
+        assert [m["present"] for m in report["models"]] == [True, False]
+        assert any("python -m export absent" in line for line in report["advice"])
+
+    def test_origins(self, place: Path) -> None:
+        """Each setting says where it was set; the later place wins."""
+        env = {"EMBEDSERVE_TOKENS_PER_PASS": "128"}
+        _, report = examined(place, "--lanes", "3", **env)
+        assert report["settings"] == {
+            "provider": {"value": "cpu", "origin": "default"},
+            "lanes": {"value": 3, "origin": "--lanes"},
+            "tokens_per_pass": {"value": 128, "origin": "EMBEDSERVE_TOKENS_PER_PASS"},
+            "max_connections": {"value": 10, "origin": "[server]"},
+        }
+        assert not any("embedserve tune" in line for line in report["advice"])
+
+    def test_no_session(self, place: Path) -> None:
+        """It opens no session: a graph that cannot be loaded, but is the manifest's, is intact."""
+        directory = place / "artifacts" / "tiny"
+        (directory / "manifest.json").unlink()
+        (directory / "model.onnx").write_bytes(b"no graph")
+        artifact.write(directory, tiny.manifest())
+        assert examined(place, "--model", "tiny")[0] == 0
+
+
+def _altered(place: Path) -> None:
+    graph = place / "artifacts" / "tiny" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b" ")
+
+
+def _no_list(place: Path) -> None:
+    (place / "models.toml").unlink()
+
+
+def _no_toml(place: Path) -> None:
+    (place / "models.toml").write_text("[models")
+
+
+class TestNot:
+    """A server would not start: its own exit status, after the whole report."""
+
+    CASES = (
+        pytest.param(lambda _: None, (), {}, Exit.NOINPUT, "export absent", id="no artifact"),
+        pytest.param(_altered, ("--model", "tiny"), {}, Exit.CONFIG, "model.onnx", id="altered"),
+        pytest.param(_no_list, (), {}, Exit.NOINPUT, "models.toml", id="no models.toml"),
+        pytest.param(_no_toml, (), {}, Exit.CONFIG, "TOML", id="malformed models.toml"),
+        pytest.param(
+            lambda _: None, ("--model", "x"), {}, Exit.USAGE, "--model x", id="unknown model"
+        ),
+        pytest.param(
+            lambda _: None,
+            ("--model", "tiny", "--provider", "cuda"),
+            {},
+            Exit.UNAVAILABLE,
+            "onnxruntime-gpu",
+            id="no such provider",
+        ),
+        pytest.param(
+            lambda _: None,
+            ("--model", "tiny", "--api-keys-file", "/nowhere/keys"),
+            {},
+            Exit.NOINPUT,
+            "/nowhere/keys",
+            id="no file of keys",
+        ),
+        pytest.param(
+            lambda _: None,
+            ("--model", "tiny"),
+            {"EMBEDSERVE_LANES": "many"},
+            Exit.CONFIG,
+            "EMBEDSERVE_LANES",
+            id="wrong variable",
+        ),
+        pytest.param(
+            lambda _: None,
+            ("--model", "tiny"),
+            {"EMBEDSERVE_API_KEYS": "short"},
+            Exit.CONFIG,
+            "EMBEDSERVE_API_KEYS",
+            id="wrong key",
+        ),
+    )
+
+    @pytest.mark.parametrize(("spoil", "more", "env", "expected", "said"), CASES)
+    def test_status(
+        self,
+        place: Path,
+        spoil: Callable[[Path], None],
+        more: tuple[str, ...],
+        env: dict[str, str],
+        expected: Exit,
+        said: str,
+    ) -> None:
+        """The status and the message of the first problem, and every other part of the report."""
+        spoil(place)
+        status, report = examined(place, *more, **env)
+        assert status == expected
+        assert said in report["problems"][0]
+        assert report["host"]["affinity"]["value"] >= 1
+        text = run("doctor", *flags(place), *more, **env)
+        assert text.returncode == expected
+        assert f"cannot serve: {report['problems'][0]}" in text.stdout
+
+    def test_serve_agrees(self, place: Path) -> None:
+        """`serve` ends with the same status and the same line."""
+        _altered(place)
+        _, report = examined(place, "--model", "tiny")
+        done = run("serve", "--port", "0", *flags(place), "--model", "tiny")
+        assert done.returncode == report["status"]
+        assert report["problems"][0] in done.stderr
+
+
+def found(**parts: Any) -> Report:
+    """A report of a roomy host without models, some parts replaced."""
+    roomy: dict[str, Any] = {
+        "affinity": Known(8, "affinity"),
+        "quota": None,
+        "memory": Known(2**36, "MemTotal"),
+        "descriptors": Known(2**20, "RLIMIT_NOFILE"),
+        "architecture": Known("x86_64", "uname"),
+        "cpu": Known("A CPU", "/proc/cpuinfo"),
+        "instructions": Known(("avx2", "fma"), "/proc/cpuinfo"),
+    }
+    settings = parts.pop("settings", Settings())
+    models = parts.pop("models", ())
+    origins = {"lanes": "[server]", "tokens_per_pass": "[server]"} | parts.pop("origins", {})
+    return Report(Host(**(roomy | parts)), settings, origins, (), models, ())
+
+
+class TestAdvice:
+    """What an operator should know."""
+
+    def test_none(self) -> None:
+        """Of a host with room for all, nothing."""
+        assert found().advice() == []
+
+    @pytest.mark.parametrize(
+        ("parts", "said"),
+        [
+            ({"quota": Known(1.5, "cpu.max")}, "quota of 1.5 cores (cpu.max) is below the 8"),
+            ({"settings": Settings(lanes=9)}, "lanes = 9 is more than the 8 cores"),
+            ({"descriptors": Known(1024, "RLIMIT_NOFILE")}, "max_connections = 10000"),
+            ({"memory": Known(2**26, "memory.max")}, "memory is 64 MiB (memory.max)"),
+            ({"origins": {"lanes": "default", "tokens_per_pass": "default"}}, "embedserve tune"),
+        ],
+        ids=["quota", "lanes", "descriptors", "memory", "not tuned"],
+    )
+    def test_one(self, parts: dict[str, Any], said: str) -> None:
+        """One line for each limit that is too low, with the figure and where it stands."""
+        (line,) = found(**parts).advice()
+        assert said in line
+
+    def test_memory_of_models(self) -> None:
+        """The artifacts' files count."""
+        record = artifact.FileRecord("", 2**30)
+        manifest = tiny.manifest(files={"weights.bin": record})
+        model = Model("tiny", Path("tiny"), manifest, None)
+        assert found(models=(model,)).advice() == []
+        (line,) = found(models=(model,), memory=Known(2**30, "memory.max")).advice()
+        assert "need about 1152" in line
+
+    @pytest.mark.parametrize(("architecture", "lines"), [("x86_64", 1), ("aarch64", 0)])
+    def test_no_avx2(self, architecture: str, lines: int) -> None:
+        """Missed on x86-64 alone."""
+        old = Known(("fma",), "/proc/cpuinfo")
+        advice = found(instructions=old, architecture=Known(architecture, "uname")).advice()
+        assert ["AVX2" in line for line in advice] == [True] * lines
+
+
+@pytest.mark.parametrize(
+    ("server", "env", "given", "place"),
+    [
+        ({}, {}, {}, "default"),
+        ({"max_wait": 1.0}, {}, {}, "[server]"),
+        ({"max_wait": 1.0}, {"EMBEDSERVE_MAX_WAIT": "2"}, {}, "EMBEDSERVE_MAX_WAIT"),
+        ({"max_wait": 1.0}, {"EMBEDSERVE_MAX_WAIT": "2"}, {"max_wait": "3"}, "--max-wait"),
+    ],
+    ids=["default", "file", "environment", "flag"],
+)
+def test_origin(
+    server: dict[str, Any], env: dict[str, str], given: dict[str, str], place: str
+) -> None:
+    """Where a setting's value comes from, as `merge` decides it."""
+    assert origin("max_wait", Config(server, {}, {}), env, given) == place
