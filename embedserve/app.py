@@ -21,6 +21,8 @@ from embedserve.registry import ModelRegistry, describe, register_metrics
 from embedserve.settings import Settings
 from embedserve.worker import Worker
 
+# A pass that nobody waits for is stopped between two operators: tens of milliseconds.
+LANES_GRACE = 5.0
 EMBEDDINGS = ("/v1/embeddings", "/openai/v1/embeddings")
 
 
@@ -90,7 +92,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
         yield
-        service.worker.close()
+        service.worker.close(LANES_GRACE)
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
     router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
@@ -53,10 +54,13 @@ class Lanes(Generic[P, R]):
         """Give a pass to a free lane."""
         self._passes.put((asyncio.get_running_loop(), work))
 
-    def close(self) -> None:
-        """Let each thread end after the pass it runs."""
+    def close(self, grace: float) -> None:
+        """Let each thread end after the pass it runs; wait for that, at most `grace` seconds."""
         for _ in self._threads:
             self._passes.put(None)
+        until = time.monotonic() + grace
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _serve(self) -> None:
         while (item := self._passes.get()) is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import ipaddress
+import logging
 import math
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import uvicorn
@@ -70,6 +73,10 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     Server(config).run(sockets=[listener])
+    if any(thread.daemon for thread in threading.enumerate()):
+        # A lane that did not come back: onnxruntime's destructors would abort under it.
+        logging.shutdown()
+        os._exit(0)
 
 
 class Server(uvicorn.Server):

@@ -150,13 +150,16 @@ class Worker:
         """Seconds until what waits now is done; 0 while a model's rate is not known."""
         return self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
 
-    def close(self) -> None:
-        """End what waits with 503 and let the threads end; what runs is answered."""
+    def close(self, grace: float = 0.0) -> None:
+        """End what waits with 503 and let the threads end; what runs is answered.
+
+        Waits for the lanes at most `grace` seconds: what runs for nobody ends within milliseconds.
+        """
         self._closed = True
         for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
             self._fail_readers(entry, lambda _: _draining())
         self._again.clear()
-        self._lanes.close()
+        self._lanes.close(grace)
         self._renderer.shutdown(wait=False)
         self._tokenizer.shutdown(wait=False, cancel_futures=True)
 
