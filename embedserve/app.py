@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve import body, metrics, pages, schemas
+from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import PROBES, Cors, Frame
@@ -38,7 +39,7 @@ class Service:
         self.worker = Worker(
             registry.engines(),
             lanes,
-            settings.tokens_per_pass,
+            settings.tokens_per_pass or PROVIDERS[settings.provider].tokens_per_pass,
             settings.max_wait,
             self.metrics,
             cache,

@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
 from embedserve.finishing import ACTIVATIONS
 from embedserve.pooling import POOLING, Floats
@@ -23,10 +24,12 @@ MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.j
 # The graph's large tensors, in a file of their own: onnxruntime maps it, so that what is read of it
 # (the rows of an embedding table) is all that stays in memory, once for all sessions.
 WEIGHTS = "weights.bin"
+# The pooling modes as a graph, for providers whose memory is not this process's own.
+POOLING_GRAPH = "pooling.onnx"
 FINISHING_KINDS = ("dense", "layer_norm", "normalize")
 PADDING_SIDES = ("right", "left")
 # What a vector may differ from the reference's in any component, by the artifact's precision.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
+TOLERANCES: Mapping[str, float] = dict(zip(PRECISIONS, (1e-5, 2e-3), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,8 @@ def fingerprint(manifest: Manifest) -> str:
     Stable across exports of the same files: no time, version, name or report goes in.
     """
     facts = {k: v for k, v in asdict(manifest).items() if k not in _NOT_IN_FINGERPRINT}
-    digests = {name: record.sha256 for name, record in manifest.files.items() if name != GOLDEN}
+    computing = manifest.files.keys() - {GOLDEN, POOLING_GRAPH}
+    digests = {name: manifest.files[name].sha256 for name in computing}
     text = json.dumps([facts, digests], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -46,13 +46,14 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
     from embedserve import registry, server
     from embedserve.app import create_app
+    from embedserve.backend import PROVIDERS
 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
     cores = host.read().cores.value
     loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider, cores)
-    lanes = settings.lanes or cores
+    lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
     if not keys and not server.is_loopback(settings.host):
         log.warning(
             "ANYONE WHO REACHES %s:%s CAN USE THIS SERVER: it listens on a public address and no "

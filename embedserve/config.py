@@ -13,6 +13,7 @@ from typing import Any
 from embedserve.errors import Exit, StartupError
 
 FINISHING_STEPS = ("layer_norm", "normalize")
+PRECISIONS = ("fp32", "fp16")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -43,6 +44,7 @@ class ModelSpec:
     finishing: tuple[str, ...] | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: Mapping[str, str] | None = None
+    precision: str = "fp32"
     accept_token_ids: bool = False
 
 
@@ -183,6 +185,7 @@ _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "finishing": _finishing,
     "matryoshka": _matryoshka,
     "prompts": _prompts,
+    "precision": _string("precision", re.compile("|".join(PRECISIONS)), " or ".join(PRECISIONS)),
     "accept_token_ids": _boolean,
 }
 

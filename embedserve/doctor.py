@@ -64,10 +64,13 @@ class Report:
 
     def setting(self, name: str) -> Known[Any]:
         """A setting in force and where it was set."""
-        if name == "lanes" and not self.settings.lanes:
-            cores, reason = self.host.cores
-            return Known(cores, f"{self.origins[name]}: one per core, {reason}")
-        return Known(getattr(self.settings, name), self.origins[name])
+        value, origin = getattr(self.settings, name), self.origins[name]
+        if value or name not in ("lanes", "tokens_per_pass"):
+            return Known(value, origin)
+        if chosen := getattr(backend.PROVIDERS[self.settings.provider], name):
+            return Known(chosen, f"{origin}: for {self.settings.provider}")
+        cores, reason = self.host.cores
+        return Known(cores, f"{origin}: one per core, {reason}")
 
     def advice(self) -> list[str]:
         """What an operator should know or do; the least urgent last."""

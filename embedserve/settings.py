@@ -44,11 +44,13 @@ class Settings:
     provider: str = _setting("cpu", "execution provider", *_one_of("cpu", "cuda"))
     lanes: int = _setting(
         0,
-        "inference threads; 0: one per core this process may use, quota included",
+        "inference threads; 0: one per core this process may use, quota included, two for cuda",
         *_between(0, 256),
     )
     tokens_per_pass: int = _setting(
-        256, "tokens that share a forward pass, padding included", *_between(1, 1_000_000)
+        0,
+        "tokens that share a forward pass, padding included; 0: 256 for cpu, 16384 for cuda",
+        *_between(0, 1_000_000),
     )
     cache_mb: int = _setting(
         0, "megabytes of computed vectors to keep; 0: none", *_between(0, 1_000_000)

@@ -30,7 +30,7 @@ Progress = Callable[[str], None]
 HOUSEKEEPING = ".export"
 
 # Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
-RECIPE = 3
+RECIPE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,14 @@ def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progr
     source = sources.open(spec, from_dir, scratch, progress)
     files = sources.digests(source.directory)
     progress(f"files from {source.origin}; loading the libraries")
-    from export import facts, graph, tokenizer, verify
+    from export import facts, graph, pooling_graph, tokenizer, verify
 
     found = facts.read(source.directory, spec)
     stage = scratch / spec.name
     stage.mkdir()
     progress("exporting graph")
-    written = graph.export(found, stage)
+    written = graph.export(found, stage, spec.precision)
+    pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
     tokenizer.export(found, stage)
     manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written.masked_up_to)
     progress("comparing with sentence-transformers")
@@ -126,7 +127,7 @@ def _manifest(
         # has alone, and every pooling mode finds its first and last token by the mask.
         padding_side="right",
         pad_token_id=found.pad_token_id,
-        precision="fp32",
+        precision=spec.precision,
         masked_up_to=masked_up_to,
         fingerprint="",
         created=_created(),
@@ -172,6 +173,7 @@ def _wishes(spec: ModelSpec) -> dict[str, Any]:
         "finishing": spec.finishing,
         "matryoshka": spec.matryoshka,
         "prompts": None if spec.prompts is None else dict(spec.prompts),
+        "precision": spec.precision,
         "recipe": RECIPE,
     }
     decoded: dict[str, Any] = json.loads(json.dumps(values))

@@ -40,22 +40,29 @@ class Graph:
     masked_up_to: int | None = None
 
 
-def export(facts: Facts, stage: Path) -> Graph:
+def export(facts: Facts, stage: Path, precision: str = "fp32") -> Graph:
     """Write the graph and its weights: input_ids, attention_mask (b, t) int64 -> (b, t, h) float32.
 
     The same files give the same bytes. StartupError (65) when the model cannot be exported.
     """
     written = _FAMILIES.get(facts.model_type, _optimum)(facts, stage / GRAPH)
-    _split(stage / GRAPH)
+    _split(stage / GRAPH, precision)
     return written
 
 
-def _split(path: Path) -> None:
-    """Move the large tensors to the file beside the graph."""
+def _split(path: Path, precision: str) -> None:
+    """Convert to `precision` and move the large tensors to the file beside the graph."""
     import onnx
 
+    model = onnx.load(path)
+    if precision == "fp16":
+        with quiet():
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            # The output stays float32: pooling and what follows it are exact.
+            model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     onnx.save(
-        onnx.load(path),
+        model,
         path,
         save_as_external_data=True,
         location=WEIGHTS,

@@ -23,8 +23,6 @@ from export.graph import quiet, register
 from export.modules import Finish
 from export.texts import GOLDEN, TEXTS, past_limit
 
-TOLERANCE = artifact.TOLERANCES["fp32"]
-
 # What checking golden vectors may cost at start, in bytes of graph times tokens: 0.2 s
 # where they were measured (all-MiniLM-L6-v2: 150 tokens in 0.07 s; nomic: 255 tokens in 0.85 s).
 _GOLDEN_WORK = 28_000_000_000
@@ -71,20 +69,23 @@ def compare(stage: Path, source: Path, facts: Facts, manifest: Manifest) -> tupl
 
     Every text alone, and the shorter ones in mixed batches too; the reference runs each alone,
     because its left padding and weighted means depend on the batch. StartupError (70) names the
-    text and the figures when ids differ, or vectors by more than TOLERANCE.
+    text and the figures when ids differ, or vectors by more than artifact.TOLERANCES.
     """
     cases = list(_cases(manifest))
     answers = _answers(source, stage.parent, facts, manifest, cases)
     sequences = _same_ids(Tokenizer(stage, manifest), cases, answers)
     backend = OnnxBackend(stage, manifest)
+    tolerance = artifact.TOLERANCES[manifest.precision]
     worst, cosine = 0.0, 1.0
     for members in _batches(sequences, manifest):
         batch = pad([sequences[i] for i in members], manifest.pad_token_id, manifest.padding_side)
         rows = backend.embed(batch)
-        difference, least = _compare_rows(rows, members, cases, answers)
+        difference, least = _compare_rows(rows, members, cases, answers, tolerance)
         worst, cosine = max(worst, difference), min(cosine, least)
     size = sum((stage / name).stat().st_size for name in (GRAPH, WEIGHTS))
-    return _parity(len(cases), worst, cosine), _golden(cases, answers, _GOLDEN_WORK // size)
+    return _parity(len(cases), worst, cosine, tolerance), _golden(
+        cases, answers, _GOLDEN_WORK // size
+    )
 
 
 def _answers(
@@ -147,9 +148,13 @@ def _same_ids(
 
 
 def _compare_rows(
-    rows: Floats, members: Sequence[int], cases: Sequence[Case], answers: Sequence[_Answer]
+    rows: Floats,
+    members: Sequence[int],
+    cases: Sequence[Case],
+    answers: Sequence[_Answer],
+    tolerance: float,
 ) -> tuple[float, float]:
-    """Return the largest difference and smallest cosine; StartupError past TOLERANCE."""
+    """Return the largest difference and smallest cosine; StartupError past `tolerance`."""
     worst, cosine = 0.0, 1.0
     for row, i in zip(rows, members, strict=True):
         for expected in answers[i].vectors:
@@ -157,13 +162,13 @@ def _compare_rows(
             found = row if full else finishing.truncate(row[None], len(expected))[0]
             difference = float(np.abs(found - expected).max())
             similarity = _cosine(found, expected)
-            if not difference <= TOLERANCE:  # a NaN is no pass
+            if not difference <= tolerance:  # a NaN is no pass
                 raise _failed(
                     i,
                     cases[i],
                     f"{len(expected)} components differ by {difference:.1e} from "
                     f"sentence-transformers, cosine {similarity:.6f}, in a batch of "
-                    f"{len(members)}; at most {TOLERANCE:.0e} is accepted",
+                    f"{len(members)}; at most {tolerance:.0e} is accepted",
                 )
             worst, cosine = max(worst, difference), min(cosine, similarity)
     return worst, cosine
@@ -185,10 +190,10 @@ def _shown(ids: Ints) -> str:
     return f"{ids[:8].tolist()}{'...' if len(ids) > 8 else ''} ({len(ids)})"
 
 
-def _parity(texts: int, worst: float, cosine: float) -> Parity:
+def _parity(texts: int, worst: float, cosine: float, tolerance: float) -> Parity:
     versions = {name: found for name in _LIBRARIES if (found := _version(name))}
     reference = f"sentence-transformers {versions['sentence-transformers']}"
-    return Parity(reference, texts, worst, cosine, TOLERANCE, versions)
+    return Parity(reference, texts, worst, cosine, tolerance, versions)
 
 
 def _version(name: str) -> str | None:

@@ -131,7 +131,7 @@ class TestManifest:
     def test_write_records_every_file(self, directory: Path) -> None:
         """Each file but the manifest itself stands there with its size and digest."""
         files = artifact.read(directory).files
-        assert set(files) == {"model.onnx", "tokenizer.json", "golden.json"}
+        assert set(files) == {"model.onnx", "pooling.onnx", "tokenizer.json", "golden.json"}
         for name, record in files.items():
             assert record.bytes == len((directory / name).read_bytes())
             assert record.sha256 == artifact.sha256(directory / name)

@@ -100,6 +100,14 @@ class TestHealthy:
         }
         assert not any("embedserve tune" in line for line in report["advice"])
 
+    def test_what_a_provider_serves_best(self, place: Path) -> None:
+        """Lanes and budget that are not set are the provider's own, and it says so."""
+        _, report = examined(place, "--provider", "cuda")
+        assert report["settings"]["lanes"] == {"value": 2, "origin": "default: for cuda"}
+        assert report["settings"]["tokens_per_pass"]["value"] == 16_384
+        _, report = examined(place)
+        assert report["settings"]["tokens_per_pass"]["value"] == 256
+
     def test_no_session(self, place: Path) -> None:
         """It opens no session: a graph that cannot be loaded, but is the manifest's, is intact."""
         directory = place / "artifacts" / "tiny"

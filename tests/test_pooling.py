@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis.extra import numpy as npst
 
 from embedserve import finishing, pooling
 from embedserve.pooling import POOLING, Floats, Ints, pool
+from export import pooling_graph
 
 # Four real tokens (t, h). By hand, per component: sums 10 and 17; weighted sums
 # 1*1 + 2*4 + 3*4 + 4*1 = 25 and 1*8 + 2*2 + 3*5 + 4*2 = 35, over 1 + 2 + 3 + 4 = 10.
@@ -54,6 +57,21 @@ def test_examples_in_docstrings_hold(module: object) -> None:
         runner.run(test)
     assert runner.failures == 0
     assert runner.tries > 0
+
+
+@pytest.mark.parametrize("modes", [*((mode,) for mode in BY_HAND), tuple(BY_HAND)], ids="+".join)
+@pytest.mark.parametrize("side", SIDES)
+def test_the_graph_of_a_device_pools_as_numpy_does(
+    modes: tuple[str, ...], side: str, tmp_path: Path
+) -> None:
+    """Rows by hand, padded on either side, beside a longer one."""
+    hidden, mask = padded([REAL, np.zeros((6, 2), np.float32)], 6, side)
+    pooling_graph.export(modes, 2, tmp_path / "pooling.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "pooling.onnx"))
+    rows = session.run(None, {"token_embeddings": hidden, "attention_mask": mask})[0]
+    by_hand = [value for mode in modes for value in BY_HAND[mode]]
+    np.testing.assert_allclose(rows[0], by_hand, rtol=1e-6)
+    np.testing.assert_allclose(rows[1], 0.0)
 
 
 def test_every_mode_has_a_row_by_hand() -> None:

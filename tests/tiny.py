@@ -23,6 +23,7 @@ from embedserve import artifact
 from embedserve.artifact import Golden, Manifest, Step
 from embedserve.finishing import normalize
 from embedserve.pooling import Floats
+from export import pooling_graph
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "poison", "void", "fail")
 ID = {word: i for i, word in enumerate(WORDS)}
@@ -98,6 +99,8 @@ def write(directory: Path, name: str = "tiny", **facts: Any) -> Manifest:
     """Write a whole artifact to `directory`, as an export would."""
     directory.mkdir(parents=True)
     onnx.save(graph(), directory / artifact.GRAPH)
+    modes = manifest(name, **facts).pooling
+    pooling_graph.export(modes, HIDDEN, directory / artifact.POOLING_GRAPH)
     tokenizer().save(str(directory / artifact.TOKENIZER))
     texts = ("a", "a b c")
     ids = tuple(tuple(e.ids) for e in tokenizer().encode_batch(list(texts)))

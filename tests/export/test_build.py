@@ -16,7 +16,7 @@ import pytest
 from embedserve import artifact
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import build, cli, graph, verify
+from export import build, cli, graph
 from tests.export.checkpoints import bert, checkpoint, edit_json
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,7 +95,7 @@ def test_past_tolerance_nothing_is_published(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 70, naming text and figures; the old artifact stays, no scratch is left."""
-    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    monkeypatch.setattr(artifact, "TOLERANCES", {"fp32": 0.0})
     with pytest.raises(StartupError, match=r"text \d+ \('.*differ by .*cosine") as caught:
         build.export(SPEC, tmp_path, source, False, print)
     assert caught.value.status == Exit.SOFTWARE
@@ -111,10 +111,10 @@ def test_a_graph_of_another_model_is_not_published(
     """The certificate is of the staged bytes: a graph that computes otherwise is found."""
     whole = graph.export
 
-    def broken(facts: object, stage: Path) -> graph.Graph:
+    def broken(facts: object, stage: Path, precision: str) -> graph.Graph:
         import onnx
 
-        written = whole(facts, stage)  # type: ignore[arg-type]
+        written = whole(facts, stage, precision)  # type: ignore[arg-type]
         model = onnx.load(stage / artifact.GRAPH)
         tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
         array = onnx.numpy_helper.to_array(tensor).copy()
@@ -150,7 +150,7 @@ def test_words_of_a_full_disk_are_understood(
 ) -> None:
     """Libraries in C++ raise a RuntimeError that says it only in words."""
 
-    def full(facts: object, stage: Path) -> graph.Graph:
+    def full(facts: object, stage: Path, precision: str) -> graph.Graph:
         try:
             raise RuntimeError("write failed: No space left on device")
         except RuntimeError as error:

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,26 @@ def test_a_family_equals_sentence_transformers_and_is_fused(name: str, tmp_path:
     assert {op: result.fused.get(op, 0) for op in fused} == fused
 
 
+@pytest.mark.parametrize("name", ["bert-cls", "modernbert", "nomic_bert"])
+def test_half_precision_is_within_its_tolerance(name: str, tmp_path: Path) -> None:
+    """precision = "fp16": half the weights' bytes, and a certificate of its own tolerance."""
+    wishes: dict[str, Any] = {}
+    if name == "nomic_bert":
+        nomic_bert(tmp_path / "model", limit=600)
+        wishes = {"finishing": ("normalize",)}
+    else:
+        FAMILIES[name][0](tmp_path / "model")
+    whole = exported(tmp_path / "model", tmp_path / "whole", **wishes)
+    half = exported(tmp_path / "model", tmp_path / "half", precision="fp16", **wishes)
+    weights = [r.manifest.files[artifact.WEIGHTS].bytes for r in (whole, half)]
+    assert weights[1] < 0.6 * weights[0]
+    assert half.manifest.precision == "fp16"
+    assert half.manifest.parity is not None
+    assert half.manifest.parity.tolerance == artifact.TOLERANCES["fp16"]
+    assert half.manifest.parity.max_abs_difference > artifact.TOLERANCES["fp32"]
+    assert half.manifest.fingerprint != whole.manifest.fingerprint
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_equals_sentence_transformers(name: str, tmp_path: Path) -> None:
     """100 texts within 1e-5, ids identical."""
@@ -186,8 +207,8 @@ def test_finishing_and_matryoshka_of_models_toml(tmp_path: Path) -> None:
         np.testing.assert_allclose(finishing.truncate(rows, size), card, rtol=0, atol=1e-5)
 
 
-def exported(source: Path, out: Path) -> build.Result:
-    return build.export(ModelSpec(name="m"), out, source, False, print)
+def exported(source: Path, out: Path, **wishes: Any) -> build.Result:
+    return build.export(ModelSpec(name="m", **wishes), out, source, False, print)
 
 
 def random_texts(count: int) -> list[str]:
