@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
@@ -64,6 +65,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """A tensor of WEIGHTS that is looked up by row: its initializer's name, offset and shape."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """All facts about one exported model.
 
@@ -93,6 +103,7 @@ class Manifest:
     fingerprint: str
     created: str
     parity: Parity | None = None
+    tables: tuple[Table, ...] = ()
     files: Mapping[str, FileRecord] = field(default_factory=dict)
 
     @property
@@ -118,6 +129,7 @@ _NOT_IN_FINGERPRINT = (
     "fingerprint",
     "created",
     "parity",
+    "tables",
     "files",
 )
 
@@ -248,6 +260,16 @@ def read_array(directory: Path, name: str) -> Floats:
     if array.dtype != np.float32:
         raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
     return array
+
+
+def map_tables(directory: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """Map each of the manifest's tables, by name; rows are read from disk when they are used."""
+    kind = {"fp32": np.float32, "fp16": np.float16}[manifest.precision]
+    path = directory / WEIGHTS
+    try:
+        return {t.name: np.memmap(path, kind, "r", t.offset, t.shape) for t in manifest.tables}
+    except (OSError, ValueError, OverflowError) as error:
+        raise StartupError(f"{path}: the manifest's tables are not in it: {error}") from error
 
 
 def _check_choices(manifest: Manifest, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,11 +81,16 @@ class OnnxBackend:
     ) -> None:
         self.manifest = manifest
         self.provider = provider
-        self._session = _open(directory / GRAPH, PROVIDERS[provider], 1)
-        # Its weights are mapped too: what it adds is its own packed matrices (41 MB for
+        # Kept: sessions use the memory of these, and do not keep it.
+        self._tables = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(table)
+            for name, table in artifact.map_tables(directory, manifest).items()
+        }
+        opened = functools.partial(_open, directory / GRAPH, PROVIDERS[provider], self._tables)
+        self._session = opened(1)
+        # It shares the tables: what it adds is its own packed matrices (41 MB for
         # all-MiniLM-L6-v2), for two thirds of the latency of a lone text.
-        wide = threads > 1 and provider == "cpu"
-        self._wide = _open(directory / GRAPH, PROVIDERS[provider], threads) if wide else None
+        self._wide = opened(threads) if threads > 1 and provider == "cpu" else None
         self._device = PROVIDERS[provider].device
         self._pooling = self._open_pooling(directory) if self._device else None
         self._inputs = [i.name for i in self._session.get_inputs()]
@@ -157,7 +163,7 @@ class OnnxBackend:
                 "the model again",
                 Exit.DATAERR,
             )
-        return _open(directory / POOLING_GRAPH, PROVIDERS[self.provider], 1)
+        return _open(directory / POOLING_GRAPH, PROVIDERS[self.provider], {}, 1)
 
 
 class _Finish:
@@ -198,14 +204,19 @@ def check_available(provider: Provider) -> None:
         )
 
 
-def _open(path: Path, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def _open(
+    path: Path, provider: Provider, tables: Mapping[str, onnxruntime.OrtValue], threads: int
+) -> onnxruntime.InferenceSession:
     check_available(provider)
     # The CPU provider stands behind every other for the few shape operators.
     providers: list[Any] = [(provider.name, dict(provider.options))]
     if provider.name != PROVIDERS["cpu"].name:
         providers.append(PROVIDERS["cpu"].name)
+    options = _options(threads)
     try:
-        session = onnxruntime.InferenceSession(str(path), _options(threads), providers=providers)
+        for name, table in tables.items():
+            options.add_initializer(name, table)
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # the library raises many types without a common root
         raise StartupError(f"{path}: onnxruntime cannot load it: {error}") from error
     active = session.get_providers()

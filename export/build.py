@@ -95,7 +95,7 @@ def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progr
     written = graph.export(found, stage, spec.precision)
     pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
     tokenizer.export(found, stage)
-    manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written.masked_up_to)
+    manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written)
     progress("comparing with sentence-transformers")
     parity, golden = verify.compare(stage, source.directory, found, manifest)
     artifact.write_golden(stage, golden)
@@ -105,9 +105,7 @@ def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progr
     return _Made(manifest, source.origin, written.fused, record)
 
 
-def _manifest(
-    spec: ModelSpec, found: Any, finishing: tuple[Step, ...], masked_up_to: int | None
-) -> Manifest:
+def _manifest(spec: ModelSpec, found: Any, finishing: tuple[Step, ...], written: Any) -> Manifest:
     return Manifest(
         name=spec.name,
         format=artifact.FORMAT,
@@ -128,7 +126,8 @@ def _manifest(
         padding_side="right",
         pad_token_id=found.pad_token_id,
         precision=spec.precision,
-        masked_up_to=masked_up_to,
+        masked_up_to=written.masked_up_to,
+        tables=written.tables,
         fingerprint="",
         created=_created(),
     )

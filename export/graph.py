@@ -8,11 +8,11 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedserve.artifact import GRAPH, WEIGHTS
+from embedserve.artifact import GRAPH, WEIGHTS, Table
 from embedserve.errors import Exit, StartupError
 from export.facts import Facts
 
@@ -27,6 +27,9 @@ OUTPUT = "last_hidden_state"
 # Bytes: smaller tensors (shapes, biases) stay in the graph.
 _LARGE_TENSOR = 4096
 
+# Operators that read some rows of a tensor and leave the rest alone.
+_LOOKUPS = {"Gather", "EmbedLayerNormalization"}
+
 # Constant folding and the like, which hold for every provider. onnxruntime's own fusions (level
 # 2) find nothing more after those below, and would write a graph for the CPU only.
 _OPTIMIZATION_LEVEL = 1
@@ -34,10 +37,11 @@ _OPTIMIZATION_LEVEL = 1
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What was written: fused operators by name, and the manifest's `masked_up_to`."""
+    """What was written: fused operators by name, and the manifest's facts about the graph."""
 
     fused: Mapping[str, int]
     masked_up_to: int | None = None
+    tables: tuple[Table, ...] = ()
 
 
 def export(facts: Facts, stage: Path, precision: str = "fp32") -> Graph:
@@ -46,12 +50,14 @@ def export(facts: Facts, stage: Path, precision: str = "fp32") -> Graph:
     The same files give the same bytes. StartupError (65) when the model cannot be exported.
     """
     written = _FAMILIES.get(facts.model_type, _optimum)(facts, stage / GRAPH)
-    _split(stage / GRAPH, precision)
-    return written
+    return replace(written, tables=_split(stage / GRAPH, precision))
 
 
-def _split(path: Path, precision: str) -> None:
-    """Convert to `precision` and move the large tensors to the file beside the graph."""
+def _split(path: Path, precision: str) -> tuple[Table, ...]:
+    """Convert to `precision` and move the large tensors to the file beside the graph.
+
+    Returns the tables of embeddings in that file, which sessions can share.
+    """
     import onnx
 
     model = onnx.load(path)
@@ -70,6 +76,28 @@ def _split(path: Path, precision: str) -> None:
     )
     # onnx makes it readable by its owner alone; who serves is often another user.
     (path.parent / WEIGHTS).chmod(path.stat().st_mode)
+    return tuple(_tables(onnx.load(path, load_external_data=False).graph))
+
+
+def _tables(graph: onnx.GraphProto) -> Iterator[Table]:
+    """The tensors that nodes look up by row and nothing else reads."""
+    readers: dict[str, set[str]] = {}
+    for node in _nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place and readers.get(tensor.name, {""}) <= _LOOKUPS:
+            yield Table(tensor.name, int(place.get("offset", 0)), tuple(tensor.dims))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def register(model_type: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve import artifact
-from embedserve.artifact import FileRecord, Golden, Manifest, Parity, Step
+from embedserve.artifact import FileRecord, Golden, Manifest, Parity, Step, Table
 from embedserve.errors import Exit, StartupError
 from tests import tiny
 
@@ -64,6 +64,7 @@ OTHER_STORIES: dict[str, Any] = {
     "fingerprint": "0" * 64,
     "created": "2027-12-31T00:00:00Z",
     "parity": Parity("x", 1, 0.0, 1.0, 1.0, {}),
+    "tables": (Table("words", 64, (3, 4)),),
 }
 
 
@@ -191,10 +192,11 @@ class TestFingerprint:
             ("tokenizer.json", False),
             ("dense.npy", False),
             ("golden.json", True),
+            ("pooling.onnx", True),
         ],
     )
-    def test_changes_with_each_file_but_the_golden_vectors(self, name: str, same: bool) -> None:
-        """Golden vectors are a check of the model, no part of it."""
+    def test_changes_with_each_file_that_is_a_fact(self, name: str, same: bool) -> None:
+        """Golden vectors check the model, and the graph of pooling follows from its modes."""
         files = {**self.base.files, name: FileRecord("b" * 64, 1)}
         other = replace(self.base, files=files)
         assert (artifact.fingerprint(other) == artifact.fingerprint(self.base)) is same
@@ -563,3 +565,38 @@ class TestArrays:
         with pytest.raises(StartupError) as error:
             artifact.read_array(tmp_path, "gone.npy")
         assert str(error.value).startswith(f"{tmp_path / 'gone.npy'}: ")
+
+
+class TestTables:
+    """Tables of embeddings, read in place."""
+
+    WORDS = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+    def manifest(self, *tables: Table, precision: str = "fp32") -> Manifest:
+        return tiny.manifest(tables=tables, precision=precision)
+
+    @pytest.mark.parametrize("precision", artifact.TOLERANCES)
+    def test_mapped(self, tmp_path: Path, precision: str) -> None:
+        """Each by its name, from its offset, in the artifact's precision."""
+        words = self.WORDS.astype(precision.replace("fp", "float"))
+        (tmp_path / artifact.WEIGHTS).write_bytes(b"x" * 64 + words.tobytes())
+        tables = Table("words", 64, (6, 4)), Table("last", 64 + words[:4].nbytes, (2, 4))
+        mapped = artifact.map_tables(tmp_path, self.manifest(*tables, precision=precision))
+        assert mapped["words"].tolist() == words.tolist()
+        assert mapped["last"].tolist() == words[4:].tolist()
+        assert not mapped["words"].flags.writeable
+
+    @pytest.mark.parametrize(
+        ("offset", "rows"), [(0, 7), (4, 6), (-4, 6), (2**70, 6)], ids=["rows", "end", "-", "2**70"]
+    )
+    def test_not_in_the_file(self, tmp_path: Path, offset: int, rows: int) -> None:
+        """Places past the file's end are refused with its name."""
+        (tmp_path / artifact.WEIGHTS).write_bytes(self.WORDS.tobytes())
+        with pytest.raises(StartupError, match="tables are not in it") as error:
+            artifact.map_tables(tmp_path, self.manifest(Table("words", offset, (rows, 4))))
+        assert str(error.value).startswith(f"{tmp_path / artifact.WEIGHTS}: ")
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        """Tables of an artifact without weights are refused."""
+        with pytest.raises(StartupError, match="tables are not in it"):
+            artifact.map_tables(tmp_path, self.manifest(Table("words", 0, (6, 4))))

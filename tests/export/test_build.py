@@ -116,7 +116,9 @@ def test_a_graph_of_another_model_is_not_published(
 
         written = whole(facts, stage, precision)  # type: ignore[arg-type]
         model = onnx.load(stage / artifact.GRAPH)
-        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        tables = {table.name for table in written.tables}  # these are read from the weights' file
+        tensors = [t for t in model.graph.initializer if t.name not in tables]
+        tensor = max(tensors, key=lambda t: len(t.raw_data))
         array = onnx.numpy_helper.to_array(tensor).copy()
         array[:, 0] += np.float32(1e-2)
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
@@ -291,3 +293,16 @@ def test_weights_stand_beside_the_graph(out: Path) -> None:
     assert weights.stat().st_size > 0
     assert weights.stat().st_mode == graph_file.stat().st_mode
     assert {artifact.WEIGHTS, artifact.GRAPH} < set(artifact.read(out / "m").files)
+
+
+def test_tables_are_read_in_place(out: Path) -> None:
+    """Embeddings of words and positions stand in the manifest; nothing that is multiplied does."""
+    import onnx
+
+    manifest = artifact.read(out / "m")
+    mapped = artifact.map_tables(out / "m", manifest)
+    tensors = {t.name: t for t in onnx.load(out / "m" / artifact.GRAPH).graph.initializer}
+    assert {name.split(".")[-2] for name in mapped} >= {"word_embeddings"}
+    assert all("embeddings" in name for name in mapped)
+    for name, table in mapped.items():
+        np.testing.assert_array_equal(table, onnx.numpy_helper.to_array(tensors[name]))
