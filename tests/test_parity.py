@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.conftest import EXPORT_PYTHON, MINILM, ROOT, Server
+from tests.conftest import EXPORT_PYTHON, MINILM, ROOT, Server, Start
 from tests.texts import texts
 
 # transformers: "iPhone" and "Samsung" through all-MiniLM-L6-v2, first three components.
@@ -95,6 +95,28 @@ def test_token_ids_are_those_of_sentence_transformers(reference: Reference) -> N
     tokenizer = Tokenizer(directory, artifact.read(directory))
     ours = [ids.tolist() for ids in tokenizer.encode(reference.texts).sequences]
     assert ours == reference.ids
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--cache-mb", "1"),  # room for a third of the texts: some are kept, some computed again
+        ("--lanes", "1", "--tokens-per-pass", "4096"),
+        ("--lanes", "3", "--tokens-per-pass", "64", "--cache-mb", "1"),
+    ],
+    ids=["cache", "one lane, large passes", "three lanes, small passes, cache"],
+)
+def test_bits_do_not_depend_on_settings(
+    minilm: Server, start: Start, flags: tuple[str, ...]
+) -> None:
+    """The same bits with other lanes and passes, from the cache, and for equal texts at once."""
+    other = start(ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM, *flags)
+    asked = texts()[:120]
+    expected = [row.tobytes() for row in embed(minilm, asked)]
+    with ThreadPoolExecutor(6) as pool:
+        for rows in pool.map(lambda _: embed(other, asked + asked[::-1]), range(6)):
+            assert [row.tobytes() for row in rows] == expected + expected[::-1]
+    assert other.stop() == 0
 
 
 def test_bits_do_not_depend_on_company(minilm: Server) -> None:
