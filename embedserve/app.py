@@ -18,6 +18,7 @@ from embedserve.embeddings import Embeddings
 from embedserve.frame import PROBES, Cors, Frame
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
+from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry, describe, register_metrics
 from embedserve.settings import Settings
 from embedserve.worker import Worker
@@ -30,8 +31,11 @@ EMBEDDINGS = ("/v1/embeddings", "/openai/v1/embeddings")
 class Service:
     """The small endpoints and what all of them share. Owned by the event loop."""
 
-    def __init__(self, settings: Settings, registry: ModelRegistry, lanes: int) -> None:
+    def __init__(
+        self, settings: Settings, registry: ModelRegistry, lanes: int, readiness: Readiness
+    ) -> None:
         self.settings = settings
+        self.readiness = readiness
         self.registry = registry
         self.metrics = Metrics()
         self.created = int(time.time())
@@ -44,6 +48,7 @@ class Service:
             self.metrics,
             cache,
         )
+        readiness.longest_stop = self.worker.longest_stop
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
         self.embeddings = Embeddings(settings, registry, self.worker, self.metrics)
@@ -73,9 +78,11 @@ class Service:
         return Response(self.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     async def live(self, request: Request) -> Response:
+        self.readiness.check_live()
         return _json(b'{"status":"ok"}')
 
     async def ready(self, request: Request) -> Response:
+        self.readiness.check_ready()
         return _json(schemas.render({"status": "ok", "models": self.registry.names()}))
 
     def _openai_model(self, name: str) -> dict[str, object]:
@@ -85,10 +92,14 @@ class Service:
 
 
 def create_app(
-    settings: Settings, registry: ModelRegistry, lanes: int, keys: Keys | None = None
+    settings: Settings,
+    registry: ModelRegistry,
+    lanes: int,
+    keys: Keys | None = None,
+    readiness: Readiness | None = None,
 ) -> ASGIApp:
     """Build the application over loaded models; `lanes` inference threads."""
-    service = Service(settings, registry, lanes)
+    service = Service(settings, registry, lanes, readiness or Readiness())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:

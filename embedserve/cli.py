@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def serve(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Load models, prove them, serve."""
+    # Process 1 of a container ignores what it does not handle; once it serves, it drains.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from_environment = take_from_environment()
     configuration, settings, paths = _settings(models, artifacts, flags)
     logs.configure(settings)
@@ -47,6 +49,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     from embedserve import registry, server
     from embedserve.app import create_app
     from embedserve.backend import PROVIDERS
+    from embedserve.readiness import Readiness
 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
@@ -68,7 +71,9 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         listener.getsockname()[1],
         lanes,
     )
-    server.run(create_app(settings, loaded, lanes, keys), settings, listener)
+    readiness = Readiness()
+    app = create_app(settings, loaded, lanes, keys, readiness)
+    server.run(app, settings, listener, readiness)
     return 0
 
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from embedserve import schemas
 from embedserve.errors import RequestError
 from embedserve.frame import error_response
+from embedserve.readiness import Readiness
 
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
 MAX_URL_BYTES = 8_192
@@ -45,8 +46,11 @@ _REASONS = {
 class Protocol(HttpToolsProtocol):
     """One connection. Owned by the event loop."""
 
-    def __init__(self, *arguments: Any, max_connections: int, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, max_connections: int, readiness: Readiness, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._readiness = readiness
         self._max_connections = max_connections
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
@@ -116,6 +120,8 @@ class Protocol(HttpToolsProtocol):
             self._refusal = self._check_head()
         if self._refusal is None and not self.parser.should_upgrade():
             super().on_headers_complete()
+            if self._readiness.draining:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True
@@ -125,6 +131,24 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._refusal is None and not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def wind_up(self, grace: float) -> None:
+        """Let the next answer be the last; close when nothing came for `grace` seconds.
+
+        An answer that has begun without `Connection: close` is not the last: its client may be
+        sending the next request already.
+        """
+        if self._is_answering():
+            if not self.cycle.response_started:
+                self.cycle.keep_alive = False
+            return
+        idle, seconds = self.timeout_keep_alive_task, float(self.timeout_keep_alive)
+        if idle is None:  # nothing came on it yet
+            idle, seconds = self._timer, HEAD_SECONDS
+        if idle is None or self._in_head or self._lingering:
+            return
+        if self.loop.time() - (idle.when() - seconds) >= grace:
+            self.transport.close()
 
     def _decline(self, rest: bytes) -> None:
         """Read a request that offers another protocol as if it did not, `rest` after its head.
@@ -278,9 +302,9 @@ class _Lingering:
             self._protocol.flush()
 
 
-def protocol_class(max_connections: int) -> Any:
+def protocol_class(max_connections: int, readiness: Readiness) -> Any:
     """Return what uvicorn calls for each connection."""
-    return partial(Protocol, max_connections=max_connections)
+    return partial(Protocol, max_connections=max_connections, readiness=readiness)
 
 
 def _unparsable(message: str) -> RequestError:

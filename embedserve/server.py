@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import ctypes
 import gc
 import ipaddress
 import logging
-import math
 import os
 import signal
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from embedserve.errors import Exit, StartupError
 from embedserve.protocol import protocol_class
+from embedserve.readiness import Readiness
 from embedserve.settings import Settings
 
 # Longer than the 60 s after which common load balancers drop an idle connection: the side that
 # closes first must not be the one that may still be sent a request.
 KEEP_ALIVE_SECONDS = 75
+# A connection that was idle for so long when draining is closed; a busy client's is not, because
+# its next request may be on its way.
+IDLE_SECONDS = 1.0
+# For what the kernel accepted to be taken up.
+QUEUE_SECONDS = 0.1
+SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
+
+log = logging.getLogger(__name__)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -53,12 +66,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what is in flight."""
+def run(app: ASGIApp, settings: Settings, listener: socket.socket, readiness: Readiness) -> None:
+    """Serve until SIGTERM or SIGINT, then drain."""
     config = uvicorn.Config(
         app,
         loop="uvloop",  # plain asyncio spins when descriptors run out
-        http=protocol_class(settings.max_connections),
+        http=protocol_class(settings.max_connections, readiness),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -67,12 +80,11 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
         date_header=True,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
     )
     # What is loaded stays: collections in between requests need not walk over it each time.
     gc.collect()
     gc.freeze()
-    Server(config).run(sockets=[listener])
+    Server(config, listener, readiness, settings.drain_seconds).run(sockets=[listener])
     if any(thread.daemon for thread in threading.enumerate()):
         # A lane that did not come back: onnxruntime's destructors would abort under it.
         logging.shutdown()
@@ -80,7 +92,23 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, ending with status 0 after SIGTERM: asked to end, it has done its work."""
+    """uvicorn's server with a drain that loses nothing, ending with status 0 after SIGTERM.
+
+    Readiness fails at once, and every answer closes its connection; new connections are served
+    until none is open, or `drain_seconds` are over. A second signal ends the wait.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        readiness: Readiness,
+        drain_seconds: float,
+    ) -> None:
+        super().__init__(config)
+        self._listener = listener
+        self._readiness = readiness
+        self._drain_seconds = drain_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -92,3 +120,51 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain; at the second signal, now."""
+        if self.should_exit:
+            self._drain_seconds = 0.0
+        self._readiness.drain()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on for the time to drain, then end what is left with 503."""
+        start = time.monotonic()
+        log.info(
+            "draining for at most %g s: %s requests in flight on %s connections",
+            self._drain_seconds,
+            len(self.server_state.tasks),
+            len(self.server_state.connections),
+        )
+        await self._serve_on(start)
+        _refuse_handshakes(self._listener)
+        # Connections that the kernel has accepted are still in its queue.
+        await asyncio.sleep(QUEUE_SECONDS)
+        await self._serve_on(start)
+        left = max(0.0, start + self._drain_seconds - time.monotonic())
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # seconds
+        await super().shutdown(sockets)
+
+    async def _serve_on(self, start: float) -> None:
+        """Until no connection is open or the time is over."""
+        while self.server_state.connections or self.server_state.tasks:
+            if time.monotonic() - start >= self._drain_seconds:
+                return
+            for connection in list(self.server_state.connections):
+                connection.wind_up(IDLE_SECONDS)  # type: ignore[union-attr]  # protocol.Protocol
+            await self.on_tick(0)  # the Date header goes on
+            await asyncio.sleep(0.02)
+
+
+def _refuse_handshakes(listener: socket.socket) -> None:
+    """Let the kernel drop whoever begins to connect; it still hands over whoever has connected.
+
+    A closed listener would reset those. A client that tries again a second later is refused.
+    """
+    # Classic BPF on the TCP header: byte 13 has the flags; 0x02 is SYN.
+    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    attached = struct.pack("@HP", len(program), ctypes.addressof(code))
+    with contextlib.suppress(OSError):  # no Linux: those in the queue are reset
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, attached)

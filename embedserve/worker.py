@@ -150,6 +150,11 @@ class Worker:
         """Seconds until what waits now is done; 0 while a model's rate is not known."""
         return self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
 
+    def longest_stop(self) -> float:
+        """Seconds since the first pass that still runs was asked to end; 0 when there is none."""
+        asked = [work.stop.asked for work in self._running if work.stop.asked is not None]
+        return time.monotonic() - min(asked) if asked else 0.0
+
     def close(self, grace: float = 0.0) -> None:
         """End what waits with 503 and let the threads end; what runs is answered.
 
@@ -253,7 +258,7 @@ class Worker:
         if isinstance(done, _Done):
             self._measure(work, done)
             self._deliver(work.entries, done.rows)
-        elif not work.stop.asked:
+        elif work.stop.asked is None:
             self._failed(work, done)
         self._pump()
 

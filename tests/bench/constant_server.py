@@ -24,6 +24,7 @@ from embedserve.config import ModelSpec
 from embedserve.finishing import normalize
 from embedserve.models import Embedded
 from embedserve.pooling import Floats
+from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry, load_model
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
@@ -69,7 +70,7 @@ def main(kind: str, dim: str) -> None:
     listener = server.bind(settings)
     print(listener.getsockname()[1], flush=True)
     app = bare_app(int(dim)) if kind == "bare" else constant_app(settings, int(dim))
-    server.run(app, settings, listener)
+    server.run(app, settings, listener, Readiness())
 
 
 if __name__ == "__main__":
