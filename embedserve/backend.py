@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ PROVIDERS: Mapping[str, Provider] = {
 VERSION: str = onnxruntime.__version__
 SPIN_MICROSECONDS = "200"
 
+# How onnxruntime says that an allocation failed, on the CPU and on CUDA.
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
+
 # What a graph may ask for, and how it is made from a batch.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -107,18 +111,23 @@ class OnnxBackend:
         """Run one pass: (b, t) -> (b, dim) float32, finished and not yet checked.
 
         `alone`: no other pass runs. The bits are the same either way. `stop` ends it from another
-        thread: then it raises.
+        thread: then it raises. MemoryError when the device or the host has none left.
         """
         session = (self._wide if alone else None) or self._session
         options = onnxruntime.RunOptions()
         if stop is not None:
             stop.bind(lambda: setattr(options, "terminate", True))
         feed = self._feed(batch)
-        if self._pooling is None:
-            hidden: Floats = session.run(None, feed, options)[0]
-            rows = pool(self.manifest.pooling, hidden, batch.attention_mask)
-        else:
-            rows = self._pooled_on_device(session, feed, batch.attention_mask, options)
+        try:
+            if self._pooling is None:
+                hidden: Floats = session.run(None, feed, options)[0]
+                rows = pool(self.manifest.pooling, hidden, batch.attention_mask)
+            else:
+                rows = self._pooled_on_device(session, feed, batch.attention_mask, options)
+        except Exception as error:  # the library raises many types without a common root
+            if _OUT_OF_MEMORY.search(str(error)):
+                raise MemoryError(str(error)) from error
+            raise
         for step in self._steps:
             rows = step(rows)
         return rows

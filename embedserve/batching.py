@@ -118,7 +118,7 @@ class BatchQueue:
     """The entries that wait. Owned by the event loop; not thread-safe; has no clock."""
 
     def __init__(self, tokens_per_pass: int) -> None:
-        self._budget = tokens_per_pass
+        self._budget = self._room = tokens_per_pass
         self._served = 0.0
         self._number = 0
         self._short: list[_Waiting] = []
@@ -126,6 +126,14 @@ class BatchQueue:
         self._by_length: dict[tuple[Shape, int], list[_Waiting]] = {}
         self._work: dict[Shape, _Work] = defaultdict(_Work)
         self._places: dict[tuple[Shape, int], _Work] = defaultdict(_Work)  # by place, in budgets
+
+    def shrink(self) -> None:
+        """Take half as much into a pass from now on."""
+        self._room = max(1, self._room // 2)
+
+    def restore(self) -> None:
+        """Take as much into a pass as at first."""
+        self._room = self._budget
 
     def __len__(self) -> int:
         return sum(work.depth for work in self._work.values())
@@ -191,10 +199,8 @@ class BatchQueue:
         if first is None:
             return []
         length, shape = len(first.ids), first.shape
-        share = (
-            sum(work.cost for work in self._work.values()) / lanes if lanes > 1 else self._budget
-        )
-        room = max(1, min(self._budget, math.ceil(share)) // length)
+        share = sum(work.cost for work in self._work.values()) / lanes if lanes > 1 else self._room
+        room = max(1, min(self._room, math.ceil(share)) // length)
         taken = [first]
         self._leave(first)
         for candidate in self._near(shape, length) if room > 1 else ():

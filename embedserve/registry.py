@@ -125,7 +125,9 @@ def load_model(
         OnnxBackend(directory, manifest, provider, cores),
     )
     loaded = time.perf_counter()
-    difference = check_golden(model, artifact.read_golden(directory), directory)
+    golden = artifact.read_golden(directory)
+    difference, rate = check_golden(model, golden, directory)
+    model.engine = replace(model.engine, rate=rate)
     log.info(
         "model %s: loaded in %.2f s, golden vectors within %.1e in %.2f s, fingerprint %.12s",
         spec.name,
@@ -137,8 +139,11 @@ def load_model(
     return model, difference
 
 
-def check_golden(model: Model, golden: Golden, directory: Path) -> float:
-    """Embed the golden texts and return the largest difference; StartupError past tolerance."""
+def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, float]:
+    """Embed the golden texts; StartupError when a vector differs by more than the tolerance.
+
+    Returns the largest difference, and the rate of one lane in cost units a second.
+    """
     ids = model.tokenizer.encode(golden.texts).sequences
     for i, expected in enumerate(golden.token_ids):
         if ids[i].tolist() != list(expected):
@@ -148,7 +153,9 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> float:
             )
     engine = model.engine
     batches = [pad([row], engine.pad_token_id, engine.padding_side) for row in ids]
+    start = time.perf_counter()
     rows = [engine.backend.embed(batch, False, Stop())[0] for batch in batches]
+    rate = sum(engine.shape.cost(len(row)) for row in ids) / (time.perf_counter() - start)
     # The session for lone texts computes the same bits: once proves it, and warms it up.
     rows.append(engine.backend.embed(batches[0], True, Stop())[0])
     vectors = np.concatenate([golden.vectors, golden.vectors[:1]])
@@ -159,7 +166,7 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> float:
             f"{directory}: golden vectors differ by {difference:.1e} on {model.provider}, at most "
             f"{tolerance:.0e} is accepted; export again, or use another provider"
         )
-    return difference
+    return difference, rate
 
 
 def choose(

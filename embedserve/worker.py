@@ -23,6 +23,8 @@ from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
 
 log = logging.getLogger(__name__)
+# For so long passes stay small after one found no memory.
+SHRUNK_SECONDS = 60.0
 T = TypeVar("T")
 
 
@@ -47,6 +49,7 @@ class Engine:
     dimension: int
     pad_token_id: int
     padding_side: str
+    rate: float = 0.0  # cost units a second in one lane, measured at start; 0: not known
 
 
 @dataclass(slots=True, eq=False)
@@ -90,11 +93,12 @@ class Worker:
         self._count = lanes
         self._metrics = {e.shape: metrics.of(e.name) for e in engines.values()}
         self._clock = clock
-        self._admission = Admission(dict.fromkeys(self._engines, 0.0), lanes, max_wait)
+        self._admission = Admission({e.shape: e.rate for e in engines.values()}, lanes, max_wait)
         self._flight = Flight()
         self._cache = cache
         self._running: set[_Pass] = set()
         self._closed = False
+        self._shrunk_until: float | None = None
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._lanes = Lanes(lanes, self._run, self._done)
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
@@ -227,6 +231,9 @@ class Worker:
 
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
+        if self._shrunk_until is not None and now > self._shrunk_until:
+            self._shrunk_until = None
+            self.queue.restore()
         engine = self._engines[entries[0].shape]
         for entry in entries:
             for job, _ in entry.readers:
@@ -259,6 +266,9 @@ class Worker:
             self._measure(work, done)
             self._deliver(work.entries, done.rows)
         elif work.stop.asked is None:
+            if isinstance(done, MemoryError):
+                self.queue.shrink()
+                self._shrunk_until = self._clock() + SHRUNK_SECONDS
             self._failed(work, done)
         self._pump()
 
@@ -272,7 +282,9 @@ class Worker:
             return
         log.error("model %s: a pass of one text failed: %r", work.engine.name, error)
         for entry in entries:
-            self._fail_readers(entry, _inference_failed)
+            self._fail_readers(
+                entry, _out_of_memory if isinstance(error, MemoryError) else _inference_failed
+            )
 
     def _fail_readers(self, entry: Entry, error: Callable[[int], RequestError]) -> None:
         self._flight.land(entry)
@@ -317,6 +329,11 @@ def _inference_failed(row: int) -> RequestError:
         f"input[{row}]",
         {"x-should-retry": "false"},
     )
+
+
+def _out_of_memory(row: int) -> RequestError:
+    message = f"there is not enough memory for input[{row}] now; try again later"
+    return RequestError("out_of_memory", message, f"input[{row}]", {"Retry-After": "5"})
 
 
 def _non_finite(row: int) -> RequestError:
