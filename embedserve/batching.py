@@ -127,9 +127,9 @@ class BatchQueue:
         self._work: dict[Shape, _Work] = defaultdict(_Work)
         self._places: dict[tuple[Shape, int], _Work] = defaultdict(_Work)  # by place, in budgets
 
-    def shrink(self) -> None:
-        """Take half as much into a pass from now on."""
-        self._room = max(1, self._room // 2)
+    def shrink(self, tokens: int) -> None:
+        """Take at most so many tokens into a pass from now on."""
+        self._room = max(1, min(self._room, tokens))
 
     def restore(self) -> None:
         """Take as much into a pass as at first."""

@@ -209,6 +209,9 @@ class Worker:
 
     def _pump(self) -> None:
         """Start passes while a lane is free; one lane is kept from long passes."""
+        if self._shrunk_until is not None and self._clock() > self._shrunk_until:
+            self._shrunk_until = None
+            self.queue.restore()
         while len(self._running) < self._count and not self._closed:
             busy_long = sum(running.is_long for running in self._running)
             free = self._count - len(self._running)
@@ -231,9 +234,6 @@ class Worker:
 
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
-        if self._shrunk_until is not None and now > self._shrunk_until:
-            self._shrunk_until = None
-            self.queue.restore()
         engine = self._engines[entries[0].shape]
         for entry in entries:
             for job, _ in entry.readers:
@@ -267,7 +267,8 @@ class Worker:
             self._deliver(work.entries, done.rows)
         elif work.stop.asked is None:
             if isinstance(done, MemoryError):
-                self.queue.shrink()
+                longest = max(len(entry.ids) for entry in work.entries)
+                self.queue.shrink(len(work.entries) * longest // 2)
                 self._shrunk_until = self._clock() + SHRUNK_SECONDS
             self._failed(work, done)
         self._pump()

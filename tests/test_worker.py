@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from embedserve.flight import Job
 from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
-from embedserve.worker import Engine, Worker
+from embedserve.worker import SHRUNK_SECONDS, Engine, Worker
 
 SECONDS = 10  # what no test should take: a lost event fails instead of hanging
 NAN, ZERO, INFINITE, FAILS = 901, 902, 903, 904  # ids that spoil a vector or a pass
@@ -36,6 +37,7 @@ class FakeBackend:
         self.seen: list[list[tuple[int, ...]]] = []
         self.stops: list[Stop] = []  # of each pass
         self.on_pass = on_pass
+        self.memory = 1_000_000  # tokens of a pass for which there is memory
         self._began = threading.Semaphore(0)
 
     def embed(self, batch: Batch, alone: bool = False, stop: Stop | None = None) -> Floats:
@@ -50,6 +52,8 @@ class FakeBackend:
         if self.one_at_a_time:
             self.gate.clear()
         self.on_pass()
+        if batch.input_ids.size > self.memory:
+            raise MemoryError("bad_alloc")
         if any(FAILS in ids for ids in texts):
             raise RuntimeError("secret of the library")
         return np.array([self._row(ids) for ids in texts], np.float32)
@@ -828,6 +832,87 @@ class TestClosing:
             assert bench.backend.texts == [(800,) * 50]
 
         run(test)
+
+
+class TestMemory:
+    """A pass that finds no memory is run in parts, and passes stay smaller for a while."""
+
+    def test_neighbours_are_answered(self) -> None:
+        """Eight texts that fit in twos: all are answered, and the next come in twos at once."""
+
+        async def test() -> None:
+            now = 0.0
+            bench = Bench(clock=lambda: now)
+            bench.backend.memory = 16
+            texts = [[100 + i] * 8 for i in range(8)]
+            expected = [[100 + i, 100 + i, 8] for i in range(8)]
+            assert await rows_of(bench.submit(*texts)) == expected
+            assert bench.metric("failed_passes_total") > 0
+            bench.backend.seen.clear()
+            assert await rows_of(bench.submit(*texts)) == expected
+            assert {len(texts) for texts in bench.backend.seen} == {2}
+            now = SHRUNK_SECONDS + 1
+            bench.backend.memory = 64
+            bench.backend.seen.clear()
+            assert await rows_of(bench.submit(*texts)) == expected
+            assert {len(texts) for texts in bench.backend.seen} == {8}
+            bench.worker.close()
+
+        run(test)
+
+    def test_what_never_fits_is_503_and_fails_alone(self) -> None:
+        """One text for which there is no memory: it may be tried again later; the others go on."""
+
+        async def test() -> None:
+            bench = Bench()
+            bench.backend.memory = 16
+            large, small = bench.submit([5] * 20), bench.submit([6] * 8)
+            error = await error_of(large)
+            assert (error.status, error.code, error.param) == (503, "out_of_memory", "input[0]")
+            assert int(error.headers["Retry-After"]) > 0
+            assert "bad_alloc" not in error.message
+            assert await rows_of(small) == [[6, 6, 8]]
+            bench.worker.close()
+
+        run(test)
+
+
+def test_a_pass_that_does_not_come_back_is_known() -> None:
+    """Since when it was asked to end: what liveness is decided by."""
+
+    async def test() -> None:
+        bench = Bench()
+        assert bench.worker.longest_stop() == 0
+        job = await bench.block()
+        assert bench.worker.longest_stop() == 0
+        bench.worker.cancel(job)
+        first = bench.worker.longest_stop()
+        assert 0 < first <= bench.worker.longest_stop() < SECONDS
+        bench.backend.gate.set()
+        await rows_of(bench.submit([1]))  # the lane is back
+        assert bench.worker.longest_stop() == 0
+        bench.worker.close()
+
+    run(test)
+
+
+def test_the_rate_of_the_start_counts_from_the_first_request() -> None:
+    """A measured rate admits by predicted wait before anything has run."""
+
+    async def test() -> None:
+        bench = Bench(max_wait=1.0)
+        engine = replace(bench.engine, rate=50.0)
+        bench.worker = Worker({"fake": engine}, 1, 64, 1.0, bench.metrics)
+        await bench.block(length=10)
+        bench.submit([1] * 45)
+        with pytest.raises(RequestError, match="would wait") as refused:
+            for i in range(3):
+                bench.submit([2 + i] * 45)
+        assert refused.value.code == "queue_full"
+        bench.backend.gate.set()
+        bench.worker.close()
+
+    run(test)
 
 
 def test_sequences_are_not_written_to() -> None:
