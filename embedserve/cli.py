@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(namespace.pop("command")(**namespace))
     except StartupError as error:
+        logging.shutdown()  # what was logged stands before it
         print(f"embedserve: {error}", file=sys.stderr)
         sys.exit(error.status)
 

@@ -16,12 +16,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedserve import schemas
+from embedserve import logs, schemas
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.keys import Keys
 
 log = logging.getLogger(__name__)
-access_log = logging.getLogger("embedserve.access")
+access_log = logging.getLogger(logs.ACCESS)
 
 CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer
 PROBES = ("/livez", "/readyz", "/health")

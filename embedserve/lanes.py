@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 P = TypeVar("P")
 R = TypeVar("R")
+THREADS = "inference_"  # their names begin with it
 
 
 class Stop:
@@ -45,7 +46,7 @@ class Lanes(Generic[P, R]):
         self._run, self._done = run, done
         self._passes: SimpleQueue[tuple[asyncio.AbstractEventLoop, P] | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._serve, name=f"inference_{i}", daemon=True)
+            threading.Thread(target=self._serve, name=f"{THREADS}{i}", daemon=True)
             for i in range(count)
         ]
         for thread in self._threads:

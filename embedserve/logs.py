@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
+import threading
 import time
+from collections.abc import Callable
+from queue import Full, Queue
 
 from embedserve.settings import Settings
+
+ACCESS = "embedserve.access"  # one line a request: never limited
+# Lines that wait for a reader of standard error: a few seconds of a busy server.
+MOST_WAITING = 10_000
+CLOSE_SECONDS = 1.0
+# Of one kind (logger and message) so many lines pass in so many seconds.
+BURST, WINDOW = 20, 10.0
+MOST_KINDS = 1000
 
 
 class TextFormatter(logging.Formatter):
@@ -42,11 +55,83 @@ class JsonFormatter(TextFormatter):
 FORMATTERS: dict[str, type[TextFormatter]] = {"text": TextFormatter, "json": JsonFormatter}
 
 
+class Lines(logging.Handler):
+    """Hands records to a thread that writes them: a full or closed pipe keeps nobody waiting.
+
+    Lines past MOST_WAITING, or that cannot be written, are lost; how many is said once one can.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lost = 0
+        self._records: Queue[logging.LogRecord | None] = Queue(MOST_WAITING)
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._records.put_nowait(record)
+        except Full:
+            self._lost += 1
+
+    def close(self) -> None:
+        """Write what waits, for as long as somebody reads it."""
+        with contextlib.suppress(Full):
+            self._records.put_nowait(None)
+        self._thread.join(CLOSE_SECONDS)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (record := self._records.get()) is not None:
+            lost = self._lost
+            self._write(record)
+            if lost and self._lost == lost:
+                self._lost = 0
+                self._write(_warning("%s log lines were lost: nobody took them", lost))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except Exception:  # a closed pipe, a full disk, a record that cannot be formatted
+            self._lost += 1
+
+
+class Limit(logging.Filter):
+    """Lets BURST lines of one kind pass in WINDOW seconds, and says how many it left out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._kinds: dict[tuple[str, object], list[float]] = {}  # since when, and how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == ACCESS:
+            return True
+        now = self._clock()
+        if len(self._kinds) >= MOST_KINDS:
+            self._kinds.clear()
+        kind = self._kinds.setdefault((record.name, record.msg), [now, 0])
+        if now - kind[0] >= WINDOW:
+            if (left_out := int(kind[1]) - BURST) > 0:
+                record.msg = f"{record.msg} ({left_out} more like it were left out before)"
+            kind[:] = [now, 0]
+        kind[1] += 1
+        return kind[1] <= BURST
+
+
+def _warning(message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord(__name__, logging.WARNING, "", 0, message, arguments, None)
+
+
 def configure(settings: Settings) -> None:
     """Send every logger to standard error in the format asked for."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Lines(sys.stderr.fileno())
     handler.setFormatter(FORMATTERS[settings.log_format]())
+    handler.addFilter(Limit())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("embedserve.access").disabled = not settings.access_log
+    logging.getLogger(ACCESS).disabled = not settings.access_log
     # uvicorn says where it stands at info; what an operator must know is said by embedserve.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

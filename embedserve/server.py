@@ -20,6 +20,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from embedserve import lanes
 from embedserve.errors import Exit, StartupError
 from embedserve.protocol import protocol_class
 from embedserve.readiness import Readiness
@@ -85,7 +86,7 @@ def run(app: ASGIApp, settings: Settings, listener: socket.socket, readiness: Re
     gc.collect()
     gc.freeze()
     Server(config, listener, readiness, settings.drain_seconds).run(sockets=[listener])
-    if any(thread.daemon for thread in threading.enumerate()):
+    if any(thread.name.startswith(lanes.THREADS) for thread in threading.enumerate()):
         # A lane that did not come back: onnxruntime's destructors would abort under it.
         logging.shutdown()
         os._exit(0)
