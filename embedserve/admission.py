@@ -31,7 +31,11 @@ class Admission:
         waits = (cost / self._rates[shape] for shape, cost in work.items() if self._rates[shape])
         return sum(waits) / self._lanes
 
-    def check(self, wait: float, most: float) -> None:
+    def accepts(self, wait: float) -> bool:
+        """Whether a request without a deadline may wait so long."""
+        return wait <= self._max_wait
+
+    def check(self, wait: float, most: float = math.inf) -> None:
         """429 where a request would wait longer than the limit, or than the `most` it gives itself.
 
         Its own work does not count: what an idle server could do is not refused for its size.

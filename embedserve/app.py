@@ -18,6 +18,7 @@ from embedserve.embeddings import Embeddings
 from embedserve.frame import PROBES, Cors, Frame
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
+from embedserve.pending import Pending, Share
 from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry, describe, register_metrics
 from embedserve.settings import Settings
@@ -51,15 +52,21 @@ class Service:
         readiness.longest_stop = self.worker.longest_stop
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
-        self.embeddings = Embeddings(settings, registry, self.worker, self.metrics)
+        self.pending = Pending(settings.max_pending_mb * 1_000_000)
+        self.metrics.watch("pending_bytes", lambda: self.pending.bytes)
+        self.embeddings = Embeddings(settings, registry, self.worker, self.metrics, self.pending)
         register_metrics(registry, self.worker, self.metrics)
 
     async def create_tokens(self, request: Request) -> Response:
         headers = body.headers(request.scope)
-        content = await body.read(request.receive, headers, self.settings)
-        wanted = schemas.parse_tokenize(content, self.settings.max_inputs)
-        model, wanted = self.registry.resolve(wanted)
-        tokens = await self.worker.encode(lambda: model.tokens(wanted))
+        share = Share(self.pending)
+        try:
+            content = await body.read(request.receive, headers, self.settings, share)
+            wanted = schemas.parse_tokenize(content, self.settings.max_inputs)
+            model, wanted = self.registry.resolve(wanted)
+            tokens = await self.worker.encode(lambda: model.tokens(wanted))
+        finally:
+            share.release()
         return _json(schemas.render_tokens(wanted.model or model.name, tokens))
 
     async def list_models(self, request: Request) -> Response:

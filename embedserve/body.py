@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from starlette.types import Receive, Scope
 
 from embedserve.errors import ClientLeftError, RequestError
+from embedserve.pending import BODY_COPIES, Share
 from embedserve.settings import Settings
 
 Headers = Mapping[bytes, bytes]
@@ -27,8 +28,10 @@ def headers(scope: Scope) -> Headers:
     return dict(scope["headers"])
 
 
-async def read(receive: Receive, found: Headers, settings: Settings) -> bytes:
-    """Return the whole body of a JSON request: 408, 413 or 415 past the limits.
+async def read(receive: Receive, found: Headers, settings: Settings, share: Share) -> bytes:
+    """Return the whole body of a JSON request: 408, 413, 415 or 429 past the limits.
+
+    What arrives is added to the request's `share`.
 
     ClientLeftError when the client closes its connection before the end.
     """
@@ -38,7 +41,7 @@ async def read(receive: Receive, found: Headers, settings: Settings) -> bytes:
     assert task is not None
     timer = asyncio.get_running_loop().call_later(settings.max_body_seconds, task.cancel, _LATE)
     try:
-        return await _chunks(receive, settings.max_body_bytes)
+        return await _chunks(receive, settings.max_body_bytes, share)
     except asyncio.CancelledError as cancelled:
         if cancelled.args != (_LATE,):
             raise
@@ -94,7 +97,7 @@ def _check_headers(found: Headers, limit: int) -> None:
         raise _too_large(limit)
 
 
-async def _chunks(receive: Receive, limit: int) -> bytes:
+async def _chunks(receive: Receive, limit: int, share: Share) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -105,6 +108,7 @@ async def _chunks(receive: Receive, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             raise _too_large(limit)
+        share.add(BODY_COPIES * len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)

@@ -47,7 +47,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
-    from embedserve import registry, server
+    from embedserve import footprint, registry, server
     from embedserve.app import create_app
     from embedserve.backend import PROVIDERS
     from embedserve.readiness import Readiness
@@ -55,9 +55,16 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     listener = server.bind(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
-    cores = host.read().cores.value
+    found = host.read()
+    cores = found.cores.value
     loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider, cores)
     lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
+    tokens = settings.tokens_per_pass or PROVIDERS[settings.provider].tokens_per_pass
+    manifests = [model.manifest for model in loaded]
+    memory = footprint.estimate(host.resident(), manifests, lanes, tokens, settings)
+    log.info("%s", memory)
+    if advice := memory.advice(found.memory):
+        log.warning("%s", advice)
     if not keys and not server.is_loopback(settings.host):
         log.warning(
             "ANYONE WHO REACHES %s:%s CAN USE THIS SERVER: it listens on a public address and no "

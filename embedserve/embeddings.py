@@ -13,11 +13,13 @@ from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.metrics import Metrics
 from embedserve.models import Embedded, Model
+from embedserve.pending import ANSWER_COPIES, Pending, Share
 from embedserve.registry import ModelRegistry
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from embedserve.worker import Worker
 
+HELD_BYTES = 65_536  # what the transport takes without holding anybody up
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
 RENDER_ON_LOOP = 24 * 384
 # At most this many bytes of indexes in X-Truncated-Inputs; usage.truncated has them all.
@@ -33,23 +35,32 @@ class Embeddings:
     """
 
     def __init__(
-        self, settings: Settings, registry: ModelRegistry, worker: Worker, metrics: Metrics
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        worker: Worker,
+        metrics: Metrics,
+        pending: Pending,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._worker = worker
         self._metrics = metrics
+        self._pending = pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers = body.headers(scope)
         outcome, series = "draining", None  # what a cancelled request ends as
+        share = Share(self._pending)
         try:
-            content = await body.read(receive, headers, self._settings)
+            self._worker.check_door()
+            content = await body.read(receive, headers, self._settings, share)
             wanted = schemas.parse_embeddings(content, self._settings.max_inputs)
             model, wanted = self._registry.resolve(wanted)
             series = self._metrics.of(model.name)
             series.requests_in_flight.inc()
+            share.add(4 * ANSWER_COPIES * wanted.count * model.manifest.dimension)
             embedded = await self._embed(receive, headers, model, wanted)
             _note(scope, model, embedded)
             series.texts.inc(len(embedded.rows))
@@ -61,10 +72,11 @@ class Embeddings:
         except (RequestError, ClientLeftError) as error:
             outcome = error.code if isinstance(error, RequestError) else "cancelled"
             raise
-        except Exception:
-            outcome = "internal_error"
+        except Exception as error:
+            outcome = "out_of_memory" if isinstance(error, MemoryError) else "internal_error"
             raise
         finally:
+            share.release()
             if series is None:
                 self._metrics.nameless[outcome].inc()
             else:
@@ -115,6 +127,10 @@ class Embeddings:
             content = render() if on_loop else await self._worker.render(render)
         answer.append((b"content-length", b"%d" % len(content)))
         await send({"type": "http.response.start", "status": 200, "headers": answer})
+        if len(content) > HELD_BYTES:
+            # What a client does not take is held: the next call waits until it is nearly gone.
+            await send({"type": "http.response.body", "body": content, "more_body": True})
+            content = b""
         await send({"type": "http.response.body", "body": content})
 
 

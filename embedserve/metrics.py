@@ -63,6 +63,7 @@ METRICS: tuple[Row, ...] = (
     Row(Gauge, "queue_depth", "Sequences that wait."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
     Row(Gauge, "predicted_wait_seconds", "Until what waits now is done.", ()),
+    Row(Gauge, "pending_bytes", "What requests in flight hold.", ()),
     Row(Gauge, "cache_bytes", "Size of the cache of vectors.", ()),
     Row(
         Gauge,

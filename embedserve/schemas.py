@@ -33,6 +33,11 @@ class EmbeddingsRequest:
     prompt_name: str | None = None
     truncate: Truncate = "end"
 
+    @property
+    def count(self) -> int:
+        """How many vectors it asks for."""
+        return len(self.texts or self.token_ids or ())
+
 
 def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
     """Check a request's body, exact in every type; RequestError names the first offender."""

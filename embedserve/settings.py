@@ -71,6 +71,11 @@ class Settings:
     max_body_seconds: float = _setting(
         60.0, "seconds in which a request's body must arrive", *_between(0.001, 3600)
     )
+    max_pending_mb: int = _setting(
+        256,
+        "megabytes that requests in flight may hold in all, past which a new one gets 429",
+        *_between(1, 1_000_000),
+    )
     max_connections: int = _setting(
         10_000, "open connections past which a new one gets 503", *_between(1, 1_000_000)
     )

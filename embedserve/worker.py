@@ -23,6 +23,8 @@ from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
 
 log = logging.getLogger(__name__)
+# For so long a prediction holds for whoever comes.
+DOOR_SECONDS = 0.005
 # For so long passes stay small after one found no memory.
 SHRUNK_SECONDS = 60.0
 T = TypeVar("T")
@@ -99,6 +101,7 @@ class Worker:
         self._running: set[_Pass] = set()
         self._closed = False
         self._shrunk_until: float | None = None
+        self._door = (0.0, 0.0)  # until when, and the wait of the smallest request
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._lanes = Lanes(lanes, self._run, self._done)
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
@@ -113,6 +116,19 @@ class Worker:
         """Run the rendering of a big answer off the loop; it does not wait for tokenizing."""
         self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._renderer, function)
+
+    def check_door(self) -> None:
+        """429 when even the smallest request would be refused: before its body is looked at."""
+        if self._cache is not None:  # it may have the answer
+            return
+        now = self._clock()
+        until, wait = self._door
+        if now >= until:
+            wait = self.predicted_wait()
+            if not self._admission.accepts(wait):
+                wait = self._admission.wait(self.queue.cost_before(1.0))
+            self._door = now + DOOR_SECONDS, wait
+        self._admission.check(wait)
 
     def submit(self, engine: Engine, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.

@@ -1,0 +1,79 @@
+"""How much memory this process may come to use, by construction: printed at start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from embedserve.artifact import Manifest
+from embedserve.host import Known
+from embedserve.settings import Settings
+
+# Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
+# is the residual, the query, key and value, and the feed-forward's 4 + 4, with one copy of each.
+_WIDTH = 24
+_HEAD = 32  # the narrowest head of a served model: the most heads
+_SCORES = 2  # attention's scores and their softmax
+# A head that is being received, and what Python, uvicorn and the kernel's reads keep beside it.
+_CONNECTION = 40_000
+# What allocators keep of what was given back, and growth of Python's own structures.
+_SLACK = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes: `loaded` is resident once all models are loaded; of the others, the most."""
+
+    loaded: int
+    passes: int
+    pending: int
+    cache: int
+    connections: int
+
+    @property
+    def most(self) -> int:
+        """What resident memory stays below."""
+        parts = (self.loaded, self.passes, self.pending, self.cache, self.connections, _SLACK)
+        return sum(parts)
+
+    def advice(self, memory: Known[int] | None) -> str | None:
+        """What to lower where this process may not have so much."""
+        if memory is None or self.most <= memory.value:
+            return None
+        return (
+            f"that may be more than the {memory.value / 1e6:.0f} MB there are ({memory.origin}): "
+            "lower max_connections, max_pending_mb or cache_mb"
+        )
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        return (
+            f"memory: {self.loaded / 1e6:.0f} MB loaded, at most {self.most / 1e6:.0f} MB "
+            f"(passes {self.passes / 1e6:.0f}, requests in flight {self.pending / 1e6:.0f}, cache "
+            f"{self.cache / 1e6:.0f}, connections {self.connections / 1e6:.0f}, allocators "
+            f"{_SLACK / 1e6:.0f})"
+        )
+
+
+def estimate(
+    loaded: int, manifests: Iterable[Manifest], lanes: int, tokens_per_pass: int, settings: Settings
+) -> Footprint:
+    """Sum up what the settings allow. `loaded`: resident bytes now."""
+    return Footprint(
+        loaded=loaded,
+        passes=lanes * max(_pass(manifest, tokens_per_pass) for manifest in manifests),
+        pending=settings.max_pending_mb * 1_000_000,
+        cache=settings.cache_mb * 1_000_000,
+        connections=settings.max_connections * _CONNECTION,
+    )
+
+
+def _pass(manifest: Manifest, tokens_per_pass: int) -> int:
+    """Bytes of the largest pass: the budget's, or one of the longest text alone."""
+    tokens = max(tokens_per_pass, manifest.max_tokens)
+    linear = 4 * _WIDTH * manifest.hidden_size * tokens
+    # A budget of short texts has less: scores are of each text with itself.
+    square = min(manifest.max_tokens, manifest.masked_up_to or manifest.max_tokens)
+    rows = max(1, tokens_per_pass // square)
+    heads = max(1, manifest.hidden_size // _HEAD)
+    return linear + 4 * _SCORES * heads * rows * square * square
