@@ -13,9 +13,10 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 PIP_TORCH = $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
   $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 BENCH = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-dev/bin/python
+EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow bench check lock clean
+.PHONY: serve export test test-serve test-export test-clients test-slow test-faults bench check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
@@ -31,6 +32,11 @@ test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
 
 test-export: .venv-export/.installed
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
+	$(EXPORT_FAULTS) -m "not slow"
+
+# Each operation on files fails once, thirty kills, disks of every size: six minutes.
+test-faults: .venv-export/.installed
+	$(EXPORT_FAULTS)
 
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -54,9 +55,10 @@ def export(
     """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
 
     Publishes a verified artifact by rename or nothing at all. StartupError otherwise; 73 when
-    `out` cannot be written.
+    `out` cannot be written, saying whether the new artifact is in its place.
     """
     start = time.monotonic()
+    outcome = "nothing was published"
     try:
         with _locked(out / HOUSEKEEPING / spec.name, progress) as home:
             if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
@@ -64,11 +66,13 @@ def export(
             with _scratch(home) as scratch:
                 result = _make(spec, scratch, from_dir, progress)
                 _publish(scratch / spec.name, out / spec.name, scratch)
+                outcome = "the new artifact is in its place"
+                _sync(out)
             _write_record(home, result.wishes)
             seconds = time.monotonic() - start
             return Result(result.manifest, False, seconds, result.origin, result.fused)
     except Exception as error:
-        raise _translated(error, out) from error
+        raise _translated(error, out, outcome) from error
 
 
 # -- the work ----------------------------------------------------------------------------------
@@ -234,26 +238,49 @@ def _locked(home: Path, progress: Progress) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _scratch(home: Path) -> Iterator[Path]:
+    """A directory that goes with the run, also for what the libraries put aside meanwhile.
+
+    In the system's own temporary directory a killed run would leave copies of the weights.
+    """
     work = Path(tempfile.mkdtemp(prefix="work-", dir=home))
+    usual, tempfile.tempdir = tempfile.tempdir, str(work)
     try:
         yield work
     finally:
+        tempfile.tempdir = usual
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(stage: Path, final: Path, scratch: Path) -> None:
-    """Put `stage` in the place of `final`: a reader finds the old one, the new one, or none.
+    """Put `stage` in the place of `final`: a reader finds the old one or the new one, whole.
 
-    1. killed before the first rename: the old one stays, the next run clears the stage;
-    2. between the two: none, and the next run makes it;
-    3. after the second: the new one, and the next run clears the old.
+    Killed before it: the next run clears the stage; after it: the next run clears the old one.
+    Where two directories cannot be exchanged, one killed between two renames leaves none.
     """
     for path in (*stage.iterdir(), stage):
         _sync(path)
-    if final.is_symlink() or final.exists():
-        final.rename(scratch / "old")
-    stage.rename(final)
-    _sync(final.parent)
+    if not os.path.lexists(final):
+        stage.rename(final)
+    elif not _exchanged(stage, final):
+        old = final.rename(scratch / "old")
+        try:
+            stage.rename(final)
+        except OSError:
+            old.rename(final)
+            raise
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Exchange `a` and `b` in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    names = (os.fsencode(a), os.fsencode(b))
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 def _sync(path: Path) -> None:
@@ -274,17 +301,24 @@ def _remove(path: Path) -> None:
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def _translated(error: Exception, out: Path) -> Exception:
+def _translated(error: Exception, out: Path, outcome: str) -> Exception:
     """Turn a file system's error, from whichever library, into one line; leave the others."""
-    chain = list(_causes(error))
-    for cause in chain:
-        number = cause.errno if isinstance(cause, OSError) else None
-        # onnxruntime and torch write files in C++ and say so only in words.
-        if number in _FULL or any(os.strerror(n) in str(cause) for n in _FULL):
-            return _unwritable(cause, out, os.strerror(number or errno.ENOSPC))
-    if isinstance(error, OSError) and error.errno is not None:
-        return _unwritable(error, out, os.strerror(error.errno))
+    for cause in _causes(error):
+        number = _full(cause)
+        if number is None and cause is error and isinstance(cause, OSError):
+            number = cause.errno
+        if number is not None:
+            where = _place(cause, out)
+            return StartupError(f"{where}: {os.strerror(number)}; {outcome}", Exit.CANTCREAT)
     return error
+
+
+def _place(error: BaseException, out: Path) -> Path:
+    """Return the path that the error names: one below `out` first, `out` when there is none."""
+    names = [getattr(error, key, None) for key in ("filename", "filename2")]
+    paths = [Path(os.fsdecode(name)) for name in names if isinstance(name, str | bytes)]
+    paths = [path for path in paths if path.name != str(path)]  # rmtree has bare names
+    return next((path for path in paths if path.is_relative_to(out)), paths[0] if paths else out)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -293,6 +327,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _unwritable(error: BaseException, out: Path, what: str) -> StartupError:
-    where = getattr(error, "filename", None) or out
-    return StartupError(f"{where}: {what}; nothing was published", Exit.CANTCREAT)
+def _full(error: BaseException) -> int | None:
+    """Return which of _FULL it is; onnxruntime and torch write in C++ and say it only in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _FULL else None
+    return next((number for number in _FULL if os.strerror(number) in str(error)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -56,9 +57,11 @@ def export(facts: Facts, stage: Path, precision: str = "fp32") -> Graph:
 def _split(path: Path, precision: str) -> tuple[Table, ...]:
     """Convert to `precision` and move the large tensors to the file beside the graph.
 
+    Written here: onnx's own writer opens the file in C++, and a full disk is then "rejected path".
     Returns the tables of embeddings in that file, which sessions can share.
     """
     import onnx
+    from onnx.external_data_helper import set_external_data
 
     model = onnx.load(path)
     if precision == "fp16":
@@ -67,16 +70,14 @@ def _split(path: Path, precision: str) -> tuple[Table, ...]:
 
             # The output stays float32: pooling and what follows it are exact.
             model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
-    onnx.save(
-        model,
-        path,
-        save_as_external_data=True,
-        location=WEIGHTS,
-        size_threshold=_LARGE_TENSOR,
-    )
-    # onnx makes it readable by its owner alone; who serves is often another user.
-    (path.parent / WEIGHTS).chmod(path.stat().st_mode)
-    return tuple(_tables(onnx.load(path, load_external_data=False).graph))
+    with (path.parent / WEIGHTS).open("wb") as file:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) >= _LARGE_TENSOR:
+                set_external_data(tensor, WEIGHTS, file.tell(), len(tensor.raw_data))
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+    onnx.save(model, path)
+    return tuple(_tables(model.graph))
 
 
 def _tables(graph: onnx.GraphProto) -> Iterator[Table]:
@@ -138,7 +139,7 @@ def _trace(facts: Facts, out: Path) -> int:
         from optimum.exporters.tasks import TasksManager
         from transformers import AutoModel
 
-        try:
+        with _blaming_the_model(facts):
             model = AutoModel.from_pretrained(
                 facts.directory,
                 local_files_only=True,
@@ -150,16 +151,29 @@ def _trace(facts: Facts, out: Path) -> int:
             config = TasksManager.get_exporter_config_constructor(
                 "onnx", model, task="feature-extraction", library_name="transformers"
             )(model.config)
+        with _blaming_the_model(facts, but_the_disk=True):
             export_onnx(model, config, out, opset=OPSET)
-        except StartupError:
-            raise
-        except Exception as error:  # three libraries with types of their own
-            raise StartupError(
-                f"{facts.directory / 'config.json'}: model_type = {facts.model_type!r}: "
-                f"transformers or optimum cannot export it: {_first_line(error)}",
-                Exit.DATAERR,
-            ) from error
     return int(config._normalized_config.num_attention_heads)
+
+
+@contextlib.contextmanager
+def _blaming_the_model(facts: Facts, but_the_disk: bool = False) -> Iterator[None]:
+    """Say that a model cannot be exported, whatever three libraries raise.
+
+    `but_the_disk`: nothing is read any more, so an error of the system is one of writing.
+    """
+    try:
+        yield
+    except StartupError:
+        raise
+    except Exception as error:
+        if but_the_disk and isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise StartupError(
+            f"{facts.directory / 'config.json'}: model_type = {facts.model_type!r}: "
+            f"transformers or optimum cannot export it: {_first_line(error)}",
+            Exit.DATAERR,
+        ) from error
 
 
 def _check_positions(model: Any, facts: Facts) -> None:
@@ -192,18 +206,39 @@ def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
         from onnxruntime.transformers.fusion_options import FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model
 
-        optimized = optimize_model(
-            str(path),
-            "bert",
-            num_heads=heads,
-            hidden_size=hidden_size,
-            optimization_options=FusionOptions("bert"),
-            opt_level=_OPTIMIZATION_LEVEL,
-            only_onnxruntime=False,
-        )
+        try:
+            optimized = optimize_model(
+                str(path),
+                "bert",
+                num_heads=heads,
+                hidden_size=hidden_size,
+                optimization_options=FusionOptions("bert"),
+                opt_level=_OPTIMIZATION_LEVEL,
+                only_onnxruntime=False,
+            )
+        except Exception as error:  # a RuntimeError, or one of several of its own
+            refusal = _unwritten(error, path.parent)
+            if refusal is None:
+                raise
+            raise refusal from error
         optimized.topological_sort(is_deterministic=True)
     model: onnx.ModelProto = optimized.model
     return model
+
+
+# All that onnxruntime says when a file that it writes on the way cannot be opened, closed; written.
+_NOT_WRITTEN = re.compile(r"SystemError : (\d+)|Protobuf serialization failed")
+
+
+def _unwritten(error: Exception, directory: Path) -> StartupError | None:
+    found = _NOT_WRITTEN.search(str(error))
+    if found is None:
+        return None
+    reason = os.strerror(int(found[1])) if found[1] else found[0]
+    return StartupError(
+        f"{directory}: onnxruntime cannot write its graph: {reason}; nothing was published",
+        Exit.CANTCREAT,
+    )
 
 
 def _strip(model: onnx.ModelProto) -> None:

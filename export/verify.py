@@ -91,8 +91,9 @@ def compare(stage: Path, source: Path, facts: Facts, manifest: Manifest) -> tupl
 def _answers(
     source: Path, scratch: Path, facts: Facts, manifest: Manifest, cases: Sequence[Case]
 ) -> list[_Answer]:
+    view = _view(source, scratch)
     try:
-        reference = Reference(source, scratch, facts)
+        reference = Reference(source, view, facts)
         reference.check_limit(manifest.max_tokens)
         return [reference.answer(case, manifest.matryoshka) for case in cases]
     except StartupError:
@@ -226,11 +227,10 @@ def _golden(cases: Sequence[Case], answers: Sequence[_Answer], most_tokens: int)
 class Reference:
     """sentence-transformers with one model, on the CPU, one text at a time.
 
-    `scratch` takes a view of the directory where modules.json has class names that this version
-    of sentence-transformers does not know.
+    `view` is `source` as this version of sentence-transformers reads it.
     """
 
-    def __init__(self, source: Path, scratch: Path, facts: Facts) -> None:
+    def __init__(self, source: Path, view: Path, facts: Facts) -> None:
         register(facts.model_type)
         with quiet():
             import torch
@@ -239,7 +239,7 @@ class Reference:
             self._threads = torch.get_num_threads()
 
             self._model: Any = SentenceTransformer(
-                str(_view(source, scratch)),
+                str(view),
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
@@ -303,7 +303,7 @@ _RENAMED = {
 
 
 def _view(source: Path, scratch: Path) -> Path:
-    """Return `source`, or links to it beside a modules.json that sentence-transformers 5 reads."""
+    """Return `source`, or in `scratch` links to it beside a modules.json that is known here."""
     modules = json.loads((source / "modules.json").read_text(encoding="utf-8"))
     known = [{**m, "type": _RENAMED.get(m["type"], m["type"])} for m in modules]
     if known == modules:

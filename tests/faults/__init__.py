@@ -1,0 +1,1 @@
+"""Faults: full and failing disks, killed processes, several at once."""
