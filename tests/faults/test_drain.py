@@ -1,0 +1,134 @@
+"""SIGTERM under traffic: nothing that was sent on an open connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Server, Start
+from tests.faults.traffic import connect, connected, get, post
+
+REQUEST = post({"model": "tiny", "input": "a b c"})
+CLIENTS = 40
+DRAIN = 5.0  # seconds
+
+
+@pytest.fixture
+def server(start: Start, tiny_artifacts: Path) -> Server:
+    flags = ("--drain-seconds", str(DRAIN), "--no-access-log")
+    return start(tiny_artifacts.parent / "models.toml", tiny_artifacts, *flags)
+
+
+def port_of(server: Server) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+async def client(port: int, draw: random.Random, seen: Counter[str]) -> None:
+    """Ask on a connection as long as it is kept, then on another, until none can be had."""
+    while True:
+        try:
+            connection = await connect(port)
+        except OSError:
+            seen["refused"] += 1
+            return
+        while connection.open:
+            seen["sent"] += 1
+            try:
+                answer = await connection.ask(REQUEST)
+            except (OSError, EOFError):
+                seen["lost"] += 1
+                connection.close()
+            else:
+                seen[f"{answer.status}"] += 1
+                await asyncio.sleep(draw.choice((0.0, 0.001, 0.01)))
+
+
+def terminate(server: Server, seed: int) -> Counter[str]:
+    """SIGTERM at a random moment under CLIENTS clients; what became of their requests."""
+    draw = random.Random(seed)  # noqa: S311  # the same moments every time
+    seen: Counter[str] = Counter()
+
+    async def main() -> None:
+        clients = [client(port_of(server), draw, seen) for _ in range(CLIENTS)]
+        running = asyncio.gather(*clients)
+        await asyncio.sleep(0.1 + 0.3 * draw.random())
+        server.process.send_signal(signal.SIGTERM)
+        await running
+
+    asyncio.run(main())
+    return seen
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(i, marks=[pytest.mark.slow] if i > 1 else []) for i in range(20)]
+)
+def test_nothing_is_lost(server: Server, seed: int) -> None:
+    """40 keep-alive clients: each request gets its answer, then connections are refused; exit 0."""
+    seen = terminate(server, seed)
+    print(dict(seen))
+    assert seen["lost"] == 0
+    assert seen["sent"] == seen["200"] > CLIENTS
+    assert seen["refused"] == CLIENTS
+    assert server.process.wait(DRAIN + 5) == 0
+
+
+def test_it_serves_on_while_it_drains(server: Server) -> None:
+    """Readiness fails at once, liveness does not; new connections are served, and all close."""
+
+    async def main() -> None:
+        async with connected(port_of(server)) as kept:
+            assert not (await kept.ask(REQUEST)).closes
+            server.process.send_signal(signal.SIGTERM)
+            ready = await _ask_anew(server, get("/readyz"))
+            while ready.status == 200:
+                ready = await _ask_anew(server, get("/readyz"))
+            assert ready.status == 503
+            assert b"shutting down" in ready.body
+            assert (await _ask_anew(server, get("/livez"))).status == 200
+            assert (await _ask_anew(server, REQUEST)).status == 200
+            last = await kept.ask(REQUEST)
+            assert (last.status, last.closes) == (200, True)
+
+    asyncio.run(main())
+    assert server.process.wait(DRAIN + 5) == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_second_signal_shortens_it(start: Start, tiny_artifacts: Path, second: int) -> None:
+    """A client that asks again and again keeps it up for the whole time; unless asked twice."""
+    flags = ("--drain-seconds", "3600")
+    server = start(tiny_artifacts.parent / "models.toml", tiny_artifacts, *flags)
+
+    async def main() -> None:
+        asking = asyncio.create_task(client(port_of(server), random.Random(0), Counter()))  # noqa: S311
+        while (await _ask_anew(server, get("/readyz"))).status == 200:
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.05)
+        assert (await _ask_anew(server, REQUEST)).status == 200
+        server.process.send_signal(second)
+        await asking
+
+    asyncio.run(main())
+    assert server.process.wait(10) == 0
+
+
+def test_an_idle_connection_does_not_hold_it(server: Server) -> None:
+    """A client that keeps a connection and asks nothing is let go after a second."""
+
+    async def main() -> None:
+        async with connected(port_of(server)) as idle, connected(port_of(server)):
+            await idle.ask(REQUEST)
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.process.wait, DRAIN - 1) == 0
+
+    asyncio.run(main())
+
+
+async def _ask_anew(server: Server, request: bytes):  # type: ignore[no-untyped-def]  # Answer
+    async with connected(port_of(server)) as connection:
+        return await connection.ask(request)
