@@ -78,7 +78,7 @@ def test_a_refusal_says_when_to_come_again(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_three_times_capacity(bench: Bench) -> None:
-    """20 s: goodput of 90 %; each 429 within 50 ms (p99); admitted within 1.5 of the limit (p99)."""
+    """20 s: goodput of 90 %; p99 of each 429 is 50 ms, of the admitted 1.5 times the limit."""
     outcome = bench.at(3, 20)
     goodput = outcome.rate(200) / bench.peak
     print(

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -157,9 +157,3 @@ async def open_loop(
     for connection in idle:
         connection.close()
     return outcome
-
-
-async def until(condition: Callable[[], bool], interval: float = 0.01) -> None:
-    """Wait for something another process does; the suite's timeout bounds it."""
-    while not condition():
-        await asyncio.sleep(interval)
