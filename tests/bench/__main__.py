@@ -1,8 +1,8 @@
-"""All peers side by side: python -m tests.bench [--quick] [--render]
+"""All peers side by side: python -m tests.bench [--quick | --short | --render]
 
-Prints README's two tables. The whole run also writes results.json beside this file and the chart;
---quick is one short round of embedserve and raw onnxruntime, and writes nothing. --render prints
-and draws what results.json has.
+Prints the tables that README shows. The whole run, and a --short one of a single round, also write
+results.json beside this file, the chart and README's section. --quick is one short round of
+embedserve and raw onnxruntime, and writes nothing. --render writes anew what results.json has.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
+import signal
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +23,23 @@ from tests.bench.rounds import Plan, Rounds
 
 RESULTS = Path(__file__).with_name("results.json")
 CHART = peers.ROOT / "docs" / "bench.svg"
+README = peers.ROOT / "README.md"
 
-WHOLE = Plan(rounds=5, starts=3, seconds=6, choosing=1.0)
-QUICK = Plan(rounds=1, starts=1, seconds=4, choosing=0.2)
+PLANS = {
+    "make bench": Plan(rounds=5, starts=3, seconds=6, choosing=1.0),
+    "python -m tests.bench --short": Plan(rounds=1, starts=1, seconds=3, choosing=0.15),
+    "make bench-quick": Plan(rounds=1, starts=1, seconds=4, choosing=0.2),
+}
 
 
-def run(plan: Plan, quick: bool) -> dict[str, Any]:
+def run(command: str, quick: bool) -> dict[str, Any]:
     """Measure everything; results as they are written."""
     table = peers.table(quick)
     if not quick and not peers.FOLDER.exists():
-        command = [".venv-bench/bin/python", "-m", "tests.bench.checkpoint", str(peers.FOLDER)]
-        subprocess.run(command, cwd=peers.ROOT, check=True)
+        program = [".venv-bench/bin/python", "-m", "tests.bench.checkpoint", str(peers.FOLDER)]
+        subprocess.run(program, cwd=peers.ROOT, check=True)
     scenarios.prepare()
-    rounds = Rounds(plan, list(table.values()))
+    rounds = Rounds(PLANS[command], list(table.values()))
     try:
         rounds.start()
         difference = rounds.compare()
@@ -40,9 +48,10 @@ def run(plan: Plan, quick: bool) -> dict[str, Any]:
     finally:
         rounds.stop()
     facts = {
-        "command": "make bench-quick" if quick else "make bench",
+        "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "rounds": plan.rounds,
+        "rounds": rounds.plan.rounds,
+        "seconds": rounds.plan.seconds,
         "machine": machine.facts(),
         "versions": machine.versions(),
         "difference": figures.rounded(difference),
@@ -53,21 +62,33 @@ def run(plan: Plan, quick: bool) -> dict[str, Any]:
     return report.results(rounds.figures, bars.judge(rounds.figures), facts)
 
 
+def write(found: Mapping[str, Any]) -> None:
+    """results.json, the chart, README's section."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    CHART.parent.mkdir(exist_ok=True)
+    CHART.write_text(chart.svg(found), encoding="utf-8")
+    README.write_text(report.into(README.read_text("utf-8"), found), encoding="utf-8")
+
+
 def main() -> None:
     """Run, write, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--quick", action="store_true", help="one short round without torch")
-    parser.add_argument("--render", action="store_true", help="print and draw the last results")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--quick", action="store_true", help="one short round without torch")
+    kinds.add_argument("--short", action="store_true", help="one short round of all peers")
+    kinds.add_argument("--render", action="store_true", help="write and print the last results")
     wanted = parser.parse_args()
-    found = (
-        json.loads(RESULTS.read_text())
-        if wanted.render
-        else run(QUICK if wanted.quick else WHOLE, wanted.quick)
-    )
+    # Ended from outside, it still ends the peers, which may be paused.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if not wanted.render and shutil.which("wrk") is None:
+        sys.exit("wrk is not installed: it is a package of most systems")
+    whole, short, quick = PLANS
+    if wanted.render:
+        found = json.loads(RESULTS.read_text())
+    else:
+        found = run(quick if wanted.quick else short if wanted.short else whole, wanted.quick)
     if not wanted.quick:
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-        CHART.parent.mkdir(exist_ok=True)
-        CHART.write_text(chart.svg(found))
+        write(found)
     print(report.markdown(found))
 
 

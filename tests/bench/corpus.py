@@ -12,6 +12,8 @@ from embedserve import prose
 MODEL = "all-MiniLM-L6-v2"
 # About 27 tokens in the median; the longest have less than the 256 that every peer reads.
 LONGEST = 900  # characters
+# The loads: clients with one short text, clients with BATCH mixed ones, an indexer's clients.
+CLIENTS, BATCH_CLIENTS, BATCH, BULK_CLIENTS = 32, 4, 32, 2
 BULK_SIZES = (32, 64, 96, 128, 192, 256)
 QUERIES = (
     "what is an embedding",
@@ -38,7 +40,7 @@ def short(count: int = 512) -> list[str]:
     return _different([*QUERIES, *(text for text in cut if text.count(" ") >= 2)])[:count]
 
 
-def batches(size: int = 32) -> list[list[str]]:
+def batches(size: int = BATCH) -> list[list[str]]:
     """Return requests of `size` mixed texts."""
     texts = mixed()
     return [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)]

@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,10 +113,9 @@ async def drive(port: int, sent: bytes, clients: int, count: int) -> None:
     left = iter(range(count))
 
     async def client() -> None:
-        connection = await Connection.open(port)
-        for _ in left:
-            await connection.send(sent)
-        connection.close()
+        with closing(await Connection.open(port)) as connection:
+            for _ in left:
+                await connection.send(sent)
 
     await asyncio.gather(*(client() for _ in range(clients)))
 
@@ -125,14 +125,13 @@ async def closed(port: int, requests: Iterator[Request], clients: int, until: as
     latencies: list[float] = []
 
     async def client() -> tuple[float, float]:
-        connection = await Connection.open(port)
         start, done, texts = time.perf_counter(), 0, 0
-        while not until.is_set():
-            work, begin = next(requests), time.perf_counter()
-            await connection.send(work.sent)
-            latencies.append(time.perf_counter() - begin)
-            done, texts = done + 1, texts + work.texts
-        connection.close()
+        with closing(await Connection.open(port)) as connection:
+            while not until.is_set():
+                work, begin = next(requests), time.perf_counter()
+                await connection.send(work.sent)
+                latencies.append(time.perf_counter() - begin)
+                done, texts = done + 1, texts + work.texts
         seconds = time.perf_counter() - start
         return done / seconds, texts / seconds
 
@@ -150,24 +149,26 @@ async def for_seconds(port: int, requests: Iterator[Request], clients: int, seco
 async def open_loop(port: int, requests: Iterator[Request], rate: float, seconds: float) -> Run:
     """Send at random times, `rate` a second in the mean; latency counts from when it was due."""
     draw = random.Random(4)  # noqa: S311  # the same gaps every time
-    idle = [await Connection.open(port) for _ in range(32)]
     latencies: list[float] = []
 
     async def send(work: Request, due: float) -> None:
-        connection = idle.pop() if idle else await Connection.open(port)
+        connection = idle.pop() if idle else opened.enter_context(await connect())
         await connection.send(work.sent)
         latencies.append(time.perf_counter() - due)
         idle.append(connection)
 
-    start = due = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        while (due := due + draw.expovariate(rate)) < start + seconds:
-            if (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            group.create_task(send(next(requests), due))
-    for connection in idle:
-        connection.close()
-    reached = len(latencies) / (time.perf_counter() - start)
+    async def connect() -> closing[Connection]:
+        return closing(await Connection.open(port))
+
+    with ExitStack() as opened:
+        idle = [opened.enter_context(await connect()) for _ in range(32)]
+        start = due = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            while (due := due + draw.expovariate(rate)) < start + seconds:
+                if (wait := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(wait)
+                group.create_task(send(next(requests), due))
+        reached = len(latencies) / (time.perf_counter() - start)
     return Run(reached, reached, latencies)
 
 

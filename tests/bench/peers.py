@@ -43,6 +43,7 @@ class Peer:
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
             "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+            "TORCHINDUCTOR_CACHE_DIR": str(SCRATCH / "inductor"),
             "ORT_DISABLE_TELEMETRY": "1",
         }
 

@@ -39,7 +39,8 @@ WHOLE = 512  # texts
 BUDGETS = (64, 128, 256, 512, 1024)
 PADDING = (0.2, 1.0)
 SPINS = ("0", "200", "1000")  # microseconds after each operator
-CLIENTS = {"clients": 32, "batches": 4}
+# load -> requests in flight, and texts of each
+LOADS = {"clients": (corpus.CLIENTS, 1), "batches": (corpus.BATCH_CLIENTS, corpus.BATCH)}
 
 
 class One(NamedTuple):
@@ -134,7 +135,7 @@ class Raw:
         p50 = {how: median(self.one(seconds, session)) for how, session in sessions.items()}
         self.wide = sessions[min(p50, key=lambda how: p50[how])]
         rates: dict[str, dict[Many, float]] = {}
-        for load, clients in CLIENTS.items():
+        for load, (clients, _) in LOADS.items():
             hows = itertools.starmap(Many, itertools.product(BUDGETS, PADDING))
             rates[load] = {how: self.many(load, clients, how, seconds) for how in hows}
             self.chosen[load] = max(rates[load], key=lambda how: rates[load][how])
@@ -153,10 +154,9 @@ class Raw:
         if do == "one":
             latencies = self.one(seconds, self.wide)
             return {"p50": percentile(latencies, 0.5), "p99": percentile(latencies, 0.99)}
-        size = {"clients": 1, "batches": 32}[do]
-        how = self.chosen[do]
+        clients, size = LOADS[do]
         return {
-            "texts": self.many(do, CLIENTS[do], how, seconds),
+            "texts": self.many(do, clients, self.chosen[do], seconds),
             "whole": self.many(do, WHOLE // size, Many(256, 0.2), seconds / 2),
         }
 

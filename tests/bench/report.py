@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench.bars import BARS, Bar, Outcome
 from tests.bench.figures import Figures, middle, rounded
 from tests.bench.peers import MEANING, ONNX, OWN, RAW, REPLACED
+from tests.bench.scenarios import PARTS
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 
 COLUMNS = {
     REPLACED: "against the replaced design",
     ONNX: "against Infinity with ONNX",
-    RAW: "against raw onnxruntime",
+    RAW: "against raw onnxruntime, best schedule without barriers",
 }
-# Of each scenario: measure, what it is called, and how it is written.
+
+
+class Column(NamedTuple):
+    """A measure: what it is called, how a figure is written, and what to multiply it with."""
+
+    measure: str
+    title: str
+    style: str
+    unit: float
+
+
 FIGURES = (
-    ("clients.rate", "32 clients, requests/s", "{:,.0f}", 1.0),
-    ("batches.texts", "4 clients x 32, texts/s", "{:,.0f}", 1.0),
-    ("one.p50", "1 client, p50 ms", "{:.1f}", 1e3),
-    ("beside.p50", "query beside bulk, p50 ms", "{:,.1f}", 1e3),
-    ("beside.p99", "p99 ms", "{:,.1f}", 1e3),
-    ("start.seconds", "first answer, s", "{:.1f}", 1.0),
-    ("idle.rss", "memory idle, MB", "{:,.0f}", 1.0),
-    ("loaded.rss", "after load, MB", "{:,.0f}", 1.0),
+    Column("clients.rate", "32 clients, requests/s", "{:,.0f}", 1.0),
+    Column("batches.texts", "4 clients x 32, texts/s", "{:,.0f}", 1.0),
+    Column("one.p50", "1 client, p50 ms", "{:.1f}", 1e3),
+    Column("beside.p50", "query beside bulk, p50 ms", "{:,.1f}", 1e3),
+    Column("beside.p99", "p99 ms", "{:,.1f}", 1e3),
+    Column("start.seconds", "first answer, s", "{:.1f}", 1.0),
+    Column("idle.rss", "memory idle, MB", "{:,.0f}", 1.0),
+    Column("loaded.rss", "after load, MB", "{:,.0f}", 1.0),
+)
+OPEN = tuple(
+    Column(f"open_{part}.{name}", f"{part} %: {name} ms", "{:,.1f}", 1e3)
+    for part in PARTS
+    for name in ("p50", "p99")
 )
 
 
@@ -59,19 +77,35 @@ def results(
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """Two tables of a run's results: the bars, then the figures behind them."""
-    return "\n".join([*_facts(found), "", *_bars(found), "", *_figures(found)])
+    """A run's results: how they were made, the bars, the figures behind them, the open loop."""
+    figures, first = found["figures"], "open loop, of what each answers with 32 clients"
+    tables = [_bars(found), _figures(figures, "", FIGURES), _figures(figures, first, OPEN)]
+    return "\n\n".join([_facts(found), *("\n".join(lines) for lines in tables)])
 
 
-def _facts(found: Mapping[str, Any]) -> list[str]:
-    machine, generator = found["machine"], found["generator"]
-    return [
-        f"`{found['command']}`, {found['date']}, {machine['processor']}, {machine['cores']} cores "
-        f"({', '.join(machine['instructions'])}), fp32, all-MiniLM-L6-v2, medians of "
-        f"{found['rounds']} interleaved rounds; largest difference between any two peers' vectors "
-        f"{found['difference']:.0e}; the load generator took at most "
-        f"{max(generator.values()):.0%} of the cores ({max(generator, key=generator.get)})."
-    ]
+def into(document: str, found: Mapping[str, Any]) -> str:
+    """The document with a run's results between its markers."""
+    before, rest = document.split(BEGIN)
+    return f"{before}{BEGIN}\n{markdown(found)}\n{END}{rest.split(END)[1]}"
+
+
+def _facts(found: Mapping[str, Any]) -> str:
+    machine, generator, raw = found["machine"], found["generator"], found["figures"][RAW]
+    most = max(generator, key=lambda scenario: generator[scenario])
+    whole = " and ".join(f"{raw[f'{m}.whole']['median']:,.0f}" for m in ("clients", "batches"))
+    return (
+        f"`{found['command']}`, {found['date']}: {machine['processor']}, {machine['cores']} cores "
+        f"({', '.join(machine['instructions'])}), fp32, all-MiniLM-L6-v2. "
+        f"{_said(found['rounds'])} The peers' vectors differ by {found['difference']:.0e} at most. "
+        f"The load generator took at most {generator[most]:.0%} of the cores ({most}). Raw "
+        "onnxruntime has as many texts at hand as the clients have in flight; sorting 512 at once "
+        f"it does {whole} texts/s."
+    )
+
+
+def _said(rounds: int) -> str:
+    how = "every peer in turn and the others paused; medians, and ratios round by round."
+    return f"{rounds} rounds, {how}" if rounds > 1 else "**One short round, which shows little.**"
 
 
 def _bars(found: Mapping[str, Any]) -> list[str]:
@@ -107,13 +141,16 @@ def _ratio(bar: Bar, value: float) -> str:
     return f"1/{1 / value:.1f}".removesuffix(".0")
 
 
-def _figures(found: Mapping[str, Any]) -> list[str]:
-    lines = [f"| | {' | '.join(name for _, name, _, _ in FIGURES)} |"]
-    lines.append("|---" * (len(FIGURES) + 1) + "|")
-    for peer, measures in found["figures"].items():
+def _figures(figures: Mapping[str, Any], first: str, columns: Sequence[Column]) -> list[str]:
+    lines = [f"| {first} | {' | '.join(column.title for column in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for peer, measures in figures.items():
         cells = [
-            style.format(measures[measure]["median"] * unit) if measure in measures else ""
-            for measure, _, style, unit in FIGURES
+            column.style.format(measures[column.measure]["median"] * column.unit)
+            if column.measure in measures
+            else ""
+            for column in columns
         ]
-        lines.append(f"| {MEANING[peer]} | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| {MEANING[peer]} | {' | '.join(cells)} |")
     return lines

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.bench import corpus
 from tests.bench.peers import RAW, REPLACED, TORCH, Peer
-from tests.bench.process import Running
+from tests.bench.process import MEMORY, Running
 from tests.bench.scenarios import RAW_SCENARIOS, SCENARIOS, Turn
 
 MAIN = ("one", "clients", "batches")
@@ -55,9 +55,10 @@ class Rounds:
                 running = self.running[peer.name] = Running.start(peer)
                 seconds = running.first_answer()
                 self._note(f"{peer.name}: first answer after {seconds:.2f} s")
-                self._keep(peer.name, {"start.seconds": seconds})
                 time.sleep(SETTLE)
-                self._keep(peer.name, {f"idle.{k}": v for k, v in running.memory().items()})
+                if peer.served:
+                    self._keep(peer.name, {"start.seconds": seconds})
+                    self._keep(peer.name, {f"idle.{k}": v for k, v in running.memory().items()})
                 if number + 1 < self.plan.starts:
                     running.stop()
                 else:
@@ -99,7 +100,7 @@ class Rounds:
                     if _takes_part(name, scenario, number):
                         self._turn(name, scenario, number)
             for name in names:  # the largest of the round's turns: it stays with the process
-                for kind in ("rss", "pss", "anonymous"):
+                for kind in MEMORY.values() if self.running[name].peer.served else ():
                     values = self.figures[name].pop(f"turn.{kind}")
                     self._keep(name, {f"loaded.{kind}": max(values)})
 
@@ -121,7 +122,8 @@ class Rounds:
         share = (_own_processor() - own) / (time.perf_counter() - begin) / (os.cpu_count() or 1)
         self.generator[scenario] = max(self.generator[scenario], share)
         self._keep(name, {f"{scenario}.{measure}": value for measure, value in found.items()})
-        self._keep(name, {f"turn.{kind}": value for kind, value in memory.items()})
+        if running.peer.served:
+            self._keep(name, {f"turn.{kind}": value for kind, value in memory.items()})
         shown = "  ".join(f"{measure} {value:.4g}" for measure, value in found.items())
         self._note(f"round {number + 1}  {scenario:8} {name:14} {shown}")
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from tests.bench.load import Request, Run, endless
 from tests.bench.peers import OWN, RAW, ROOT, SCRATCH, URL
 from tests.bench.process import Running
 
-CLIENTS, BATCH_CLIENTS, BULK_CLIENTS = 32, 4, 2
 PARTS = (50, 70, 90)  # percent of capacity
 RAMP = 1.0  # seconds of bulk before the query comes
 WARM = 1  # seconds before each measured turn: caches and clocks
+REST = 0.3  # seconds after the answer to a request that came behind all others
 SHORT = SCRATCH / "short.jsonl"
 
 Measured = dict[str, float]
@@ -67,7 +68,7 @@ def clients(turn: Turn) -> Measured:
     if turn.running.peer.name == RAW:
         found = _of(turn.running.ask({"do": "clients", "seconds": turn.seconds}))
         return {"rate": found["texts"], "whole": found["whole"]}
-    return _wrk(turn, CLIENTS)
+    return _wrk(turn, corpus.CLIENTS)
 
 
 def batches(turn: Turn) -> Measured:
@@ -76,7 +77,7 @@ def batches(turn: Turn) -> Measured:
         return _of(turn.running.ask({"do": "batches", "seconds": turn.seconds}))
     work = endless(requests(corpus.batches()), turn.first)
     port = turn.running.port
-    run = asyncio.run(load.for_seconds(port, work, BATCH_CLIENTS, turn.seconds))
+    run = asyncio.run(load.for_seconds(port, work, corpus.BATCH_CLIENTS, turn.seconds))
     return {"texts": run.texts} | _latencies(run)
 
 
@@ -84,7 +85,7 @@ def bulk(turn: Turn) -> Measured:
     """2 clients, 32 to 256 texts of mixed lengths, back to back."""
     work = endless(requests(corpus.bulk()), turn.number)
     before = _passes(turn)
-    run = asyncio.run(load.for_seconds(turn.running.port, work, BULK_CLIENTS, turn.seconds))
+    run = asyncio.run(load.for_seconds(turn.running.port, work, corpus.BULK_CLIENTS, turn.seconds))
     count, seconds = (b - a for a, b in zip(before, _passes(turn), strict=True))
     return {"texts": run.texts} | ({"pass": seconds / count} if count else {})
 
@@ -97,7 +98,7 @@ def beside(turn: Turn) -> Measured:
 async def _beside(turn: Turn) -> Measured:
     port, until = turn.running.port, asyncio.Event()
     work = endless(requests(corpus.bulk()), turn.number)
-    heavy = asyncio.create_task(load.closed(port, work, BULK_CLIENTS, until))
+    heavy = asyncio.create_task(load.closed(port, work, corpus.BULK_CLIENTS, until))
     await asyncio.sleep(RAMP)
     arguments = (str(port), str(turn.seconds), str(SHORT), str(turn.first))
     program = (sys.executable, "-m", "tests.bench.load")
@@ -137,8 +138,16 @@ RAW_SCENARIOS = ("one", "clients", "batches")
 def _wrk(turn: Turn, connections: int) -> Measured:
     port = turn.running.port
     wrk.run(port, URL, SHORT, connections, WARM, turn.first)
+    _settle(turn)
     found = wrk.run(port, URL, SHORT, connections, turn.seconds, turn.first)
+    _settle(turn)
     return {"rate": found.rate, "p50": found.p50, "p99": found.p99}
+
+
+def _settle(turn: Turn) -> None:
+    """Wait for what the peer still computes for clients that have gone."""
+    turn.running.embed([corpus.QUERIES[0]])
+    time.sleep(REST)
 
 
 def _latencies(run: Run) -> Measured:
