@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.bench import bars, chart, corpus, figures, load, report
 from tests.bench.peers import MEANING, ONNX, OWN, RAW, REPLACED, TORCH
-from tests.bench.raw import Many, cut
+from tests.bench.raw import Many, best, cut
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,6 +140,12 @@ def test_cut(lengths: list[int], budget: int, padding: float) -> None:
     for part in parts:
         assert len(part) == 1 or len(part) * len(part[0]) <= budget
         assert all(len(row) >= len(part[0]) * (1 - padding) for row in part)
+
+
+def test_best() -> None:
+    """One lucky turn does not choose a schedule."""
+    measured = {"steady": iter([5.0, 5.0, 5.0]), "lucky": iter([1.0, 9.0, 1.0])}
+    assert best(list(measured), lambda how: next(measured[how])) == "steady"
 
 
 class TestLoad:

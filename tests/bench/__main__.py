@@ -26,9 +26,9 @@ CHART = peers.ROOT / "docs" / "bench.svg"
 README = peers.ROOT / "README.md"
 
 PLANS = {
-    "make bench": Plan(rounds=5, starts=3, seconds=6, choosing=1.0),
-    "python -m tests.bench --short": Plan(rounds=1, starts=1, seconds=3, choosing=0.15),
-    "make bench-quick": Plan(rounds=1, starts=1, seconds=4, choosing=0.2),
+    "make bench": Plan(rounds=5, starts=3, seconds=6, choosing=0.6),
+    "python -m tests.bench --short": Plan(rounds=1, starts=1, seconds=3, choosing=0.1),
+    "make bench-quick": Plan(rounds=1, starts=1, seconds=4, choosing=0.1),
 }
 
 

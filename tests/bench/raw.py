@@ -10,18 +10,19 @@ Reads a line of JSON, answers with one.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from threading import Semaphore
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -35,7 +36,10 @@ from embedserve.tokenization import Tokenizer
 from tests.bench import corpus
 from tests.bench.figures import percentile
 
+T = TypeVar("T")
+
 WHOLE = 512  # texts
+TURNS = 3  # in which the settings are measured
 BUDGETS = (64, 128, 256, 512, 1024)
 PADDING = (0.2, 1.0)
 SPINS = ("0", "200", "1000")  # microseconds after each operator
@@ -66,7 +70,8 @@ class Raw:
         self.tokenizer = Tokenizer(self.folder, self.manifest)
         self.cores = len(os.sched_getaffinity(0))
         self.narrow = self.session(One(1, "0"))
-        self.wide = self.narrow
+        self.lone = {how: self.session(how) for how in (One(self.cores, spin) for spin in SPINS)}
+        self.lone[One(1, "0")] = self.narrow
         short = [[text] for text in corpus.short()]
         self.loads = {
             name: itertools.cycle(texts)
@@ -93,8 +98,16 @@ class Raw:
         hidden = session.run(None, {name: feed[name] for name in names})[0]
         return normalize(pool(self.manifest.pooling, hidden, batch.attention_mask))
 
-    def one(self, seconds: float, session: onnxruntime.InferenceSession) -> list[float]:
-        """Seconds of each lone text, one after the other."""
+    def one(self, seconds: float) -> dict[str, float]:
+        """Lone texts, one after the other, with each setting for its part of the time; the best.
+
+        Chosen in each turn anew: whether spinning helps depends on what else runs on the machine.
+        """
+        each = [self._lone(seconds / len(self.lone), session) for session in self.lone.values()]
+        latencies = min(each, key=median)
+        return {"p50": percentile(latencies, 0.5), "p99": percentile(latencies, 0.99)}
+
+    def _lone(self, seconds: float, session: onnxruntime.InferenceSession) -> list[float]:
         latencies, end = [], time.perf_counter() + seconds
         while (begin := time.perf_counter()) < end:
             self.run(self.tokenizer.encode(next(self.loads["one"])).sequences, session)
@@ -129,20 +142,12 @@ class Raw:
         return texts / (time.perf_counter() - start)
 
     def choose(self, seconds: float) -> dict[str, object]:
-        """Measure the settings, `seconds` each, and keep the best of each load."""
-        ones = [One(1, "0"), *(One(self.cores, spin) for spin in SPINS)]
-        sessions = {how: self.session(how) for how in ones}
-        p50 = {how: median(self.one(seconds, session)) for how, session in sessions.items()}
-        self.wide = sessions[min(p50, key=lambda how: p50[how])]
-        rates: dict[str, dict[Many, float]] = {}
+        """Measure the settings in turns, `seconds` each, and keep the best of each load."""
+        manys = list(itertools.starmap(Many, itertools.product(BUDGETS, PADDING)))
         for load, (clients, _) in LOADS.items():
-            hows = itertools.starmap(Many, itertools.product(BUDGETS, PADDING))
-            rates[load] = {how: self.many(load, clients, how, seconds) for how in hows}
-            self.chosen[load] = max(rates[load], key=lambda how: rates[load][how])
-        return {
-            "one": min(p50, key=lambda how: p50[how])._asdict(),
-            **{load: how._asdict() for load, how in self.chosen.items()},
-        }
+            rate = functools.partial(self.many, load, clients, seconds=seconds)
+            self.chosen[load] = best(manys, rate)
+        return {load: how._asdict() for load, how in self.chosen.items()}
 
     def answer(self, do: str, seconds: float, texts: Sequence[str]) -> dict[str, object]:
         """Do what a line asks for."""
@@ -152,13 +157,19 @@ class Raw:
         if do == "choose":
             return self.choose(seconds)
         if do == "one":
-            latencies = self.one(seconds, self.wide)
-            return {"p50": percentile(latencies, 0.5), "p99": percentile(latencies, 0.99)}
+            return dict(self.one(seconds))
         clients, size = LOADS[do]
         return {
             "texts": self.many(do, clients, self.chosen[do], seconds),
             "whole": self.many(do, WHOLE // size, Many(256, 0.2), seconds / 2),
         }
+
+
+def best(settings: Sequence[T], measure: Callable[[T], float]) -> T:
+    """The setting of the highest median, each measured once in every turn."""
+    turns = [[measure(how) for how in settings] for _ in range(TURNS)]
+    medians = [median(values) for values in zip(*turns, strict=True)]
+    return settings[medians.index(max(medians))]
 
 
 def cut(ids: list[Ints], how: Many) -> Iterator[list[Ints]]:

@@ -32,7 +32,7 @@ class Plan:
     rounds: int
     starts: int
     seconds: int
-    choosing: float  # for each schedule that raw onnxruntime may take
+    choosing: float  # for each schedule that raw onnxruntime may take, three times
 
 
 @dataclass(slots=True)

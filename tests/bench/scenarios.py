@@ -59,6 +59,7 @@ def requests(texts: list[list[str]]) -> list[Request]:
 def one(turn: Turn) -> Measured:
     """1 client, one short text."""
     if turn.running.peer.name == RAW:
+        turn.running.ask({"do": "one", "seconds": WARM})
         return _of(turn.running.ask({"do": "one", "seconds": turn.seconds}))
     return _wrk(turn, 1)
 
