@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tests.bench import bars, chart, figures, machine, peers, report, scenarios
@@ -57,6 +58,7 @@ def run(command: str, quick: bool) -> dict[str, Any]:
         "difference": figures.rounded(difference),
         "raw": chosen,
         "generator": {k: figures.rounded(v, 2) for k, v in rounds.generator.items()},
+        "others": figures.rounded(fmean(rounds.others), 2),
         "idle_peers_cpu_seconds": figures.rounded(rounds.idle),
     }
     return report.results(rounds.figures, bars.judge(rounds.figures), facts)

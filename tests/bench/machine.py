@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from embedserve import host
 from tests.bench.peers import ROOT
@@ -28,6 +30,13 @@ def facts() -> dict[str, object]:
         "instructions": list(instructions),
         "system": f"{platform.system()} {found.architecture.value}",
     }
+
+
+def busy() -> float:
+    """Processor seconds of everything that ran on this machine, and that others took of it."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, soft, steal = map(int, fields[:8])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> Mapping[str, Mapping[str, str]]:

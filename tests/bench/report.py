@@ -97,7 +97,8 @@ def _facts(found: Mapping[str, Any]) -> str:
         f"`{found['command']}`, {found['date']}: {machine['processor']}, {machine['cores']} cores "
         f"({', '.join(machine['instructions'])}), fp32, all-MiniLM-L6-v2. "
         f"{_said(found['rounds'])} The peers' vectors differ by {found['difference']:.0e} at most. "
-        f"The load generator took at most {generator[most]:.0%} of the cores ({most}). Raw "
+        f"The load generator took at most {generator[most]:.0%} of the cores ({most}); work that "
+        f"has no part in this took {found['others']:.0%}. Raw "
         "onnxruntime has as many texts at hand as the clients have in flight; sorting 512 at once "
         f"it does {whole} texts/s."
     )

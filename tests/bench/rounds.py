@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tests.bench import corpus
+from tests.bench import corpus, machine
 from tests.bench.peers import RAW, REPLACED, TORCH, Peer
 from tests.bench.process import MEMORY, Running
 from tests.bench.scenarios import RAW_SCENARIOS, SCENARIOS, Turn
@@ -46,6 +46,7 @@ class Rounds:
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     generator: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    others: list[float] = field(default_factory=list)  # part of the cores that went elsewhere
     idle: float = 0.0  # most processor seconds of paused peers in a turn
 
     def start(self) -> None:
@@ -113,14 +114,17 @@ class Rounds:
         running = self.running[name]
         others = [other for other in self.running.values() if other is not running]
         idle, own, begin = _processor(others), _own_processor(), time.perf_counter()
+        busy, used = machine.busy(), running.processor()
         running.resume()
         capacity = self.figures[name]["clients.rate"][-1:] or [0.0]
         found = SCENARIOS[scenario](Turn(running, self.plan.seconds, number, capacity[0]))
         memory = running.memory()
         running.pause()
         self.idle = max(self.idle, _processor(others) - idle)
-        share = (_own_processor() - own) / (time.perf_counter() - begin) / (os.cpu_count() or 1)
-        self.generator[scenario] = max(self.generator[scenario], share)
+        own, used = _own_processor() - own, running.processor() - used
+        cores = (time.perf_counter() - begin) * (os.cpu_count() or 1)
+        self.generator[scenario] = max(self.generator[scenario], own / cores)
+        self.others.append(max(0.0, machine.busy() - busy - own - used) / cores)
         self._keep(name, {f"{scenario}.{measure}": value for measure, value in found.items()})
         if running.peer.served:
             self._keep(name, {f"turn.{kind}": value for kind, value in memory.items()})
