@@ -12,11 +12,12 @@ TORCH = $(shell grep '^torch==' requirements/export.in)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 PIP_TORCH = $(PIP_INSTALL) --no-deps --retries 1 --timeout 15 \
   $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-BENCH = env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE .venv-dev/bin/python
+BENCH = .venv-dev/bin/python -m tests.bench
 EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow test-faults bench check lock clean
+.PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
@@ -48,11 +49,19 @@ test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-r
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600
 
-# REPLACED: a Python with sentence-transformers, starlette and uvicorn, to measure the replaced
-# service beside.
-bench: .venv/.installed .venv-dev/.installed artifacts/.exported  ## the HTTP layer, then the engine
-	$(BENCH) -m tests.bench.http_overhead
-	$(BENCH) -m tests.bench.engine $(REPLACED)
+# Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
+bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
+	$(BENCH)
+
+# One short round of embedserve and raw onnxruntime: nothing with torch, two minutes.
+bench-quick: .venv/.installed .venv-dev/.installed artifacts/.exported
+	$(BENCH) --quick
+
+bench-http: .venv-dev/.installed  ## what the HTTP layer costs
+	$(BENCH).http_overhead
+
+bench-stages: .venv-dev/.installed artifacts/.exported  ## what each stage of a request costs
+	$(BENCH).stages
 
 check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/ruff format --check .
@@ -68,9 +77,12 @@ lock:  ## write the lock files anew (needs uv)
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
 	    requirements/$$name.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/$$name.txt; \
 	done
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate requirements/bench.in \
+	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -102,6 +114,13 @@ clean:
 	.venv-export/bin/python $(PIP_TORCH)
 	.venv-export/bin/python $(PIP_INSTALL) -r requirements/export.txt
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+# The lock is whole but for torch and what its CUDA build asks for: nothing else may be resolved.
+.venv-bench/.installed: requirements/bench.txt requirements/bench.in
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP_TORCH)
+	.venv-bench/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/bench.txt
 	@touch $@
 
 artifacts/.exported: models.toml | .venv-export/.installed

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Iterator
 from statistics import median
 
-from tests.bench.load import cpu_seconds, drive, request
+from tests.bench.load import drive, request
+from tests.bench.process import cpu_seconds
 
 CLIENTS, COUNT, ROUNDS = 32, 6000, 7
 ONE = request(json.dumps({"model": "tiny", "input": "what is an embedding"}).encode())
@@ -37,7 +38,7 @@ def serving(kind: str) -> Iterator[tuple[int, int]]:
 def per_request(port: int, pid: int, sent: bytes, clients: int, count: int) -> float:
     """Seconds of the server's processor time per request."""
     before = cpu_seconds(pid)
-    asyncio.run(drive(port, [sent], clients, count))
+    asyncio.run(drive(port, sent, clients, count))
     return (cpu_seconds(pid) - before) / count
 
 

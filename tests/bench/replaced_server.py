@@ -1,53 +1,46 @@
-"""The service that embedserve replaces, in its plainest form: FastAPI's role played by starlette.
+"""The service that embedserve replaces, in its plainest form: sentence-transformers and FastAPI.
 
-    python -m tests.bench.replaced_server        (in .venv-export, with starlette and uvicorn)
+    python -m tests.bench.replaced_server FOLDER PORT        (in .venv-bench)
 
-One sentence-transformers model, `encode` in a thread for each request, JSON by the standard
-library, as such services are written. Prints its port.
+One model, `encode` in FastAPI's thread pool for each request, lists of numbers as the answer, as
+such services are written.
 """
 
 from __future__ import annotations
 
-import socket
-import tempfile
-from pathlib import Path
+import sys
 
 import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
-from embedserve import config
-from export import sources
-
-NAME = "all-MiniLM-L6-v2"
+from tests.bench.corpus import MODEL
 
 
-def main() -> None:
+class Body(BaseModel):
+    """What a client sends."""
+
+    input: str | list[str]
+    model: str = MODEL
+
+
+def main(folder: str, port: str) -> None:
     """Load, then serve until terminated."""
-    spec = config.read(Path("models.toml")).models[NAME]
-    with tempfile.TemporaryDirectory() as scratch:
-        source = sources.open(spec, None, Path(scratch))
-        model = SentenceTransformer(str(source.directory), device="cpu", local_files_only=True)
+    model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+    app = FastAPI()
 
-    async def embed(request: Request) -> JSONResponse:
-        body = await request.json()
-        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        rows = await run_in_threadpool(model.encode, texts)
+    @app.post("/v1/embeddings")  # type: ignore[untyped-decorator,unused-ignore]  # in .venv-bench
+    def embed(body: Body) -> dict[str, object]:
+        texts = [body.input] if isinstance(body.input, str) else body.input
         data = [
             {"object": "embedding", "index": i, "dims": len(row), "embedding": row.tolist()}
-            for i, row in enumerate(rows)
+            for i, row in enumerate(model.encode(texts))
         ]
-        return JSONResponse({"object": "list", "data": data, "model": NAME})
+        return {"object": "list", "data": data, "model": MODEL}
 
-    app = Starlette(routes=[Route("/v1/embeddings", embed, methods=["POST"])])
-    listener = socket.create_server(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
-    uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listener])
+    uvicorn.run(app, host="127.0.0.1", port=int(port), access_log=False, log_level="warning")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
