@@ -1,10 +1,11 @@
 """Which sequences share a forward pass, and in which order: Entry, Batch, BatchQueue, pad; pure.
 
-The rule. A request's key is the work done when it came plus the work it asks for: who asks for
-little passes who asks for much, until as much work as the larger request asks for has gone by;
-from then on nothing newer passes it, so nothing starves. A pass starts from the entry with the
-smallest key (the longest of its request first) and is filled, in key order, with sequences of
-nearly its length up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
+The rule. A request's key is the work done when it came plus PATIENCE times the work it asks for:
+who asks for little passes who asks for much, until PATIENCE times the work of the larger request
+has gone by; from then on nothing newer passes it, so nothing starves. A pass starts from the entry
+with the smallest key (the longest of its request first) and is filled, in key order, with sequences
+of nearly its length up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
+Sequences that could wait for much longer do not fill it: a query's pass is as short as the query.
 When less waits than would fill the free lanes, it is shared out among them.
 Sequences too long for a padded pass share one only with sequences of exactly their length.
 A sequence that two requests ask for waits once, at the better of their places.
@@ -26,6 +27,9 @@ from embedserve.pooling import Ints
 # Padding is at most this part of a pass. Mixed English at 256 tokens a pass, two lanes: within
 # 3 % of each other from 0.1 to 0.3.
 MAX_PADDING = 0.2
+# While fewer than so many equal bulk requests wait, a query goes before all of them: each is done
+# before so many times its work has gone by.
+PATIENCE = 8
 # A pass of more than this many budgets is long: at most all lanes but one run long passes.
 LONG_PASS_BUDGETS = 8
 
@@ -57,7 +61,8 @@ class Shape:
 class Entry:
     """One sequence: its ids (t,) int64, and who reads its row, each with the row's place.
 
-    `key` is what it is known by to whoever queues it; `waiting` and `place` are the queue's.
+    `key` is what it is known by to whoever queues it; the rest is the queue's: `place` is its key
+    there, and `reach` how far ahead of the work done that was.
     """
 
     ids: Ints
@@ -66,6 +71,7 @@ class Entry:
     readers: list[tuple[Any, int]] = field(default_factory=list)
     waiting: bool = False
     place: float = 0.0
+    reach: float = 0.0
 
     @property
     def cost(self) -> float:
@@ -148,7 +154,7 @@ class BatchQueue:
 
     def cost_before(self, cost: float) -> dict[Shape, float]:
         """The work, by model, that goes before a request that asks for `cost` now; to one pass."""
-        last = self._budgets(self._served + cost)
+        last = self._budgets(self._served + PATIENCE * cost)
         before: dict[Shape, float] = defaultdict(float)
         for (shape, budgets), work in self._places.items():
             if budgets <= last:
@@ -161,13 +167,14 @@ class BatchQueue:
 
     def put(self, entries: list[Entry]) -> None:
         """Add the sequences of one request; one that waits already takes the better place."""
-        key = self._served + sum(entry.cost for entry in entries)
+        reach = PATIENCE * sum(entry.cost for entry in entries)
+        key = self._served + reach
         for entry in entries:
             if entry.waiting:
                 if entry.place <= key:
                     continue
                 self._count(entry, -1)
-            entry.waiting, entry.place = True, key
+            entry.waiting, entry.place, entry.reach = True, key, reach
             self._count(entry, +1)
             self._number += 1
             waiting = _Waiting(key, -len(entry.ids), self._number, entry)
@@ -203,7 +210,8 @@ class BatchQueue:
         room = max(1, min(self._room, math.ceil(share)) // length)
         taken = [first]
         self._leave(first)
-        for candidate in self._near(shape, length) if room > 1 else ():
+        last = first.place + max(self._budget, first.reach)
+        for candidate in self._near(shape, length, last) if room > 1 else ():
             self._leave(candidate)
             taken.append(candidate)
             if len(taken) == room:
@@ -215,11 +223,14 @@ class BatchQueue:
         heads = [h for h in (self._short, self._long if allow_long else []) if _settle(h)]
         return min(heads, key=lambda heap: heap[0])[0].entry if heads else None
 
-    def _near(self, shape: Shape, length: int) -> Iterator[Entry]:
-        """Waiting entries of a model, from `length` down to what may share its pass."""
+    def _near(self, shape: Shape, length: int, last: float) -> Iterator[Entry]:
+        """Waiting entries of a model, from `length` down to what may share its pass.
+
+        None whose place is behind `last`.
+        """
         for tokens in range(length, shape.shortest(length) - 1, -1):
             heap = self._by_length.get((shape, tokens))
-            while heap is not None and _settle(heap):
+            while heap is not None and _settle(heap) and heap[0].key <= last:
                 yield heap[0].entry
 
     def _leave(self, entry: Entry) -> None:

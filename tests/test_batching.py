@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from embedserve.batching import LONG_PASS_BUDGETS, MAX_PADDING, BatchQueue, Entry, Shape, pad
+from embedserve.batching import (
+    LONG_PASS_BUDGETS,
+    MAX_PADDING,
+    PATIENCE,
+    BatchQueue,
+    Entry,
+    Shape,
+    pad,
+)
 from embedserve.pooling import Ints
 
 PLAIN = Shape("plain", quadratic=100.0)
@@ -51,6 +59,7 @@ class Queueing(RuleBasedStateMachine):
         self.budget = 0
         self.queue = BatchQueue(1)
         self.waiting: dict[Entry, float] = {}  # with the key it was given
+        self.reach: dict[Entry, float] = {}  # how far that was ahead of the work done
         self.placed: dict[Entry, int] = {}  # by which request
         self.gone: list[Entry] = []
         self.served = 0.0
@@ -72,8 +81,9 @@ class Queueing(RuleBasedStateMachine):
         self.requests += 1
         made = entries_of(lengths, shape, self.requests)
         self.queue.put(made)
-        key = self.served + sum(map(work, made))
-        self.waiting.update(dict.fromkeys(made, key))
+        reach = PATIENCE * sum(map(work, made))
+        self.waiting.update(dict.fromkeys(made, self.served + reach))
+        self.reach.update(dict.fromkeys(made, reach))
         self.placed.update(dict.fromkeys(made, self.requests))
 
     @precondition(lambda self: self.waiting)
@@ -84,10 +94,12 @@ class Queueing(RuleBasedStateMachine):
         shared = data.draw(st.lists(st.sampled_from([*self.waiting]), max_size=4, unique=True))
         made = entries_of(lengths, PLAIN, self.requests)
         self.queue.put([*shared, *made])
-        key = self.served + sum(map(work, [*shared, *made]))
+        reach = PATIENCE * sum(map(work, [*shared, *made]))
+        key = self.served + reach
         for entry in [*shared, *made]:
             if key < self.waiting.get(entry, math.inf):
                 self.waiting[entry] = key
+                self.reach[entry] = reach
                 self.placed[entry] = self.requests
 
     @precondition(lambda self: self.waiting)
@@ -112,10 +124,12 @@ class Queueing(RuleBasedStateMachine):
         assert all(e in self.waiting for e in taken), "what is taken waited, and waits no more"
         self.check_first(taken[0], eligible)
         self.check_limits(taken, allow_long)
+        last = self.waiting[taken[0]] + max(self.budget, self.reach[taken[0]])
+        assert all(self.waiting[e] <= last + 1e-6 for e in taken), "what could wait fills no pass"
         for entry in taken:
             del self.waiting[entry]
             self.served += work(entry)
-        self.check_full(taken)
+        self.check_full(taken, last)
         self.gone += taken
 
     @rule()
@@ -143,14 +157,15 @@ class Queueing(RuleBasedStateMachine):
             assert set(lengths) == {t}, "too long for a mask: equal lengths only"
         assert allow_long or not any(map(self.is_long, taken)), "a long one was not allowed"
 
-    def check_full(self, taken: list[Entry]) -> None:
-        """No sequence that would have fitted was left behind."""
+    def check_full(self, taken: list[Entry], last: float) -> None:
+        """No sequence that would have fitted, and is as urgent, was left behind."""
         t, shape = len(taken[0].ids), taken[0].shape
         if (len(taken) + 1) * t > self.budget:
             return
         equal_only = shape.masked_up_to is not None and t > shape.masked_up_to
         least = t if equal_only else (1 - MAX_PADDING) * t + 1e-6
-        assert not [e for e in self.waiting if e.shape == shape and least <= len(e.ids) <= t]
+        near = [e for e in self.waiting if e.shape == shape and least <= len(e.ids) <= t]
+        assert not [e for e in near if self.waiting[e] < last - 1e-6]
 
     @invariant()
     def gauges_agree(self) -> None:
@@ -164,7 +179,7 @@ class Queueing(RuleBasedStateMachine):
     @invariant()
     def what_goes_before_is_known(self) -> None:
         for cost in (0.0, 25.0) if self.budget else ():
-            last = (self.served + cost) // self.budget
+            last = (self.served + PATIENCE * cost) // self.budget
             for shape in SHAPES:
                 ahead = [
                     work(e)
@@ -189,7 +204,7 @@ TestQueueing.settings = settings(max_examples=200, stateful_step_count=40, deadl
 def test_an_endless_stream_of_short_requests_does_not_starve_bulk(
     bulk: list[int], short: int, others: int, backlog: int, same_model: bool
 ) -> None:
-    """Bulk ends before twice its own work is served, plus what stood before it and one pass.
+    """Bulk ends before PATIENCE + 1 times its own work is served, plus what stood before it.
 
     `others` clients each send one text and the next as soon as it is taken.
     """
@@ -201,7 +216,8 @@ def test_an_endless_stream_of_short_requests_does_not_starve_bulk(
     for _ in range(others):
         queue.put(entries_of([short], stream_shape))
     own, left, served = sum(bulk), len(bulk), 0
-    bound = 2 * own + 5 * backlog + others * short + max(budget, *bulk, short)
+    before = 5 * backlog + others * PATIENCE * short
+    bound = (PATIENCE + 1) * own + before + max(budget, *bulk, short)
     while left:
         taken = queue.take()
         left -= sum(owner_of(entry) == "bulk" for entry in taken)
@@ -224,16 +240,50 @@ def test_a_short_request_passes_bulk(bulk: int, passes: int, short: int) -> None
     assert owner_of(queue.take()[0]) == "query"
 
 
-def test_after_as_much_work_as_it_asks_for_nothing_newer_passes_bulk() -> None:
-    """Bulk of 10 texts of 30 passes every newer text once 300 tokens have been served."""
+def test_after_enough_work_nothing_newer_passes_bulk() -> None:
+    """Bulk of 10 texts of 30 passes newer texts of 10 once PATIENCE * (300 - 10) were served."""
     queue = BatchQueue(32)
     queue.put(entries_of([30] * 10, owner="bulk"))
-    for _ in range(30):
+    for _ in range(PATIENCE * 29):
         queue.put(entries_of([10], owner="early"))
         assert [owner_of(e) for e in queue.take()] == ["early"]
-    queue.put(entries_of([1], owner="late"))
+    queue.put(entries_of([11], owner="late"))
     owners = [owner_of(queue.take()[0]) for _ in range(11)]
     assert owners == ["bulk"] * 10 + ["late"]
+
+
+@given(bulks=st.integers(1, PATIENCE - 3), size=st.integers(10, 40), seed=st.integers(0, 2**32))
+@settings(deadline=None, max_examples=50)
+def test_a_query_goes_next_whatever_bulk_clients_there_are(
+    bulks: int, size: int, seed: int
+) -> None:
+    """Bulk clients that each send again when they are done: a query is first in the next pass."""
+    queue = BatchQueue(32)
+    draw = np.random.default_rng(seed)
+    left = dict.fromkeys(range(bulks), 0)
+    for turn in range(200):
+        for bulk in left:
+            if left[bulk] == 0:
+                left[bulk] = size
+                queue.put(entries_of(draw.integers(8, 12, size).tolist(), owner=bulk))
+        if turn % 10 == 9:
+            queue.put(entries_of([8], owner="query"))
+        owners = [owner_of(entry) for entry in queue.take()]
+        assert (owners[0] == "query") == (turn % 10 == 9)
+        for owner in owners:
+            if isinstance(owner, int):
+                left[owner] -= 1
+
+
+def test_a_query_s_pass_is_not_filled_with_bulk() -> None:
+    """It is as short as the query, though there are texts of its length and room for them."""
+    queue = BatchQueue(256)
+    queue.put(entries_of([10] * 200, owner="bulk"))
+    queue.put(entries_of([10], owner="query"))
+    queue.put(entries_of([11], owner="another"))
+    assert [owner_of(entry) for entry in queue.take()] == ["query"]
+    assert [owner_of(entry) for entry in queue.take()] == ["another"]
+    assert len(queue.take()) == 25
 
 
 def test_requests_of_equal_work_run_in_order_of_arrival() -> None:
