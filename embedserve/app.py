@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embedserve import body, metrics, pages, schemas
+from embedserve import allocator, body, metrics, pages, schemas
 from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
@@ -52,7 +52,9 @@ class Service:
         readiness.longest_stop = self.worker.longest_stop
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
-        self.pending = Pending(settings.max_pending_mb * 1_000_000)
+        self.pending = Pending(
+            settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(allocator.trim)
+        )
         self.metrics.watch("pending_bytes", lambda: self.pending.bytes)
         self.embeddings = Embeddings(settings, registry, self.worker, self.metrics, self.pending)
         register_metrics(registry, self.worker, self.metrics)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 from typing import Any, cast
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
@@ -30,7 +32,8 @@ WRITE_SECONDS = 30.0
 # A client that still sends is read on for so long after a refusal, so that it can read the answer:
 # closing at once would reset the connection under it.
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1_048_576
+# Dropping costs next to nothing; a reset overtakes the answer on its way to whoever sends fast.
+LINGER_BYTES = 67_108_864
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,21 @@ _REASONS = {
 class Protocol(HttpToolsProtocol):
     """One connection. Owned by the event loop."""
 
+    # Apart from the parent's attributes, which are just few enough for the dictionary's keys to be
+    # shared by all connections: two of the six kilobytes of an idle one.
+    __slots__ = (
+        "_discarded",
+        "_in_head",
+        "_lingering",
+        "_max_connections",
+        "_progressed",
+        "_quiet_bytes",
+        "_readiness",
+        "_refusal",
+        "_timer",
+        "_write_timer",
+    )
+
     def __init__(
         self, *arguments: Any, max_connections: int, readiness: Readiness, **options: Any
     ) -> None:
@@ -60,9 +78,11 @@ class Protocol(HttpToolsProtocol):
         self._lingering = False
         self._refusal: RequestError | None = None
         self._discarded = 0
+        self.pipeline = _EMPTY
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Lingering(transport, self)))
+        self.flow = _Flow(self.transport)
         if len(self.connections) > self._max_connections:
             self._refuse(
                 RequestError(
@@ -119,6 +139,8 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is None:  # else a request before this one in the same segment was refused
             self._refusal = self._check_head()
         if self._refusal is None and not self.parser.should_upgrade():
+            if self.pipeline is _EMPTY and self._is_answering():
+                self.pipeline = deque()
             super().on_headers_complete()
             if self._readiness.draining:
                 self.cycle.keep_alive = False
@@ -149,6 +171,12 @@ class Protocol(HttpToolsProtocol):
             return
         if self.loop.time() - (idle.when() - seconds) >= grace:
             self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.cycle.more_body and not self._is_answering():
+            # An idle connection holds nothing of its last request: half of its memory.
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
 
     def _decline(self, rest: bytes) -> None:
         """Read a request that offers another protocol as if it did not, `rest` after its head.
@@ -276,6 +304,33 @@ class Protocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, whose event is made when somebody has to wait for it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = self.write_paused = False
+
+    async def drain(self) -> None:
+        """Wait until the client has taken what was written."""
+        if self.write_paused:
+            await self._is_writable_event.wait()
+
+    def pause_writing(self) -> None:
+        if not self.write_paused:
+            self.write_paused = True
+            self._is_writable_event = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        if self.write_paused:
+            self.write_paused = False
+            self._is_writable_event.set()
+
+
+# No request waits behind another: the same for all connections, and never written to.
+_EMPTY: deque[Any] = deque()
 
 
 class _Lingering:

@@ -117,6 +117,11 @@ class Worker:
         self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._renderer, function)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        """Run something that nobody waits for, off the loop."""
+        if not self._closed:
+            self._renderer.submit(function)
+
     def check_door(self) -> None:
         """429 when even the smallest request would be refused: before its body is looked at."""
         if self._cache is not None:  # it may have the answer

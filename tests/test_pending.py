@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve.errors import RequestError
-from embedserve.pending import Pending, Share
+from embedserve.pending import EBB_BYTES, Pending, Share
 
 
 def test_past_the_limit() -> None:
@@ -36,6 +36,22 @@ def test_a_request_alone_always_fits() -> None:
         Share(pending).add(1)
     alone.release()
     Share(pending).add(100)
+
+
+def test_the_ebb_is_told_once() -> None:
+    """When next to nothing is left of much: memory can be given back then."""
+    told: list[int] = []
+    pending = Pending(10 * EBB_BYTES, lambda: told.append(pending.bytes))
+    shares = [Share(pending) for _ in range(20)]
+    for share in shares:
+        share.add(EBB_BYTES // 10)
+    for share in shares:
+        share.release()
+    assert len(told) == 1
+    assert told[0] <= EBB_BYTES // 4
+    Share(pending).add(EBB_BYTES // 2)
+    shares[0].release()
+    assert len(told) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60) | st.none()), max_size=60))
