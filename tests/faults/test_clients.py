@@ -46,16 +46,19 @@ async def settle(connection: Connection, wanted: Callable[[dict[str, float]], bo
 
 def test_clients_that_leave_while_queued_are_never_computed(start: Start) -> None:
     """100 requests behind a long one, all closed: none of their texts runs; gauges at 0 in 1 s."""
-    server = start(ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM, "--lanes", "1")
+    # One pass of a second or so: none of theirs comes between.
+    flags = ("--model", MINILM, "--lanes", "1", "--tokens-per-pass", "20000")
+    server = start(ROOT / "models.toml", ROOT / "artifacts", *flags)
     label = f'{{model="{MINILM}"}}'
     waiting, running = f"embedserve_queue_depth{label}", f"embedserve_requests_in_flight{label}"
-    long = [f"{i} " + "word " * 250 for i in range(24)]
+    pass_began = f"embedserve_queue_wait_seconds_count{label}"
+    long = [f"{i} " + "word " * 250 for i in range(60)]
     words = [f"text number {i} of those who leave" for i in range(LEAVING)]
 
     async def main() -> None:
         async with connected(port_of(server)) as watch, connected(port_of(server)) as busy:
             stays = asyncio.create_task(busy.ask(post({"model": MINILM, "input": long})))
-            await settle(watch, lambda now: now[running] == 1 and now[waiting] > 0)
+            await settle(watch, lambda now: now[running] == 1 and now[pass_began] == 1)
             async with AsyncExitStack() as stack:
                 leaving = [
                     await stack.enter_async_context(connected(port_of(server))) for _ in words
