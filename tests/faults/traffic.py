@@ -57,6 +57,10 @@ class Connection:
         self._reader, self._writer = reader, writer
         self.open = True
 
+    def send(self, request: bytes) -> None:
+        """Send a request and do not wait for anything."""
+        self._writer.write(request)
+
     async def ask(self, request: bytes) -> Answer:
         """OSError or EOFError when the answer is lost."""
         self._writer.write(request)
