@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
 from embedserve.errors import RequestError
-from embedserve.frame import error_response
+from embedserve.frame import error_response, out_of_memory
 from embedserve.readiness import Readiness
 
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
@@ -112,8 +112,12 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self._refusal = self._refusal or _unparsable("the request is not valid HTTP/1.1")
+        except httptools.HttpParserError as error:
+            self._refusal = self._refusal or (
+                out_of_memory()
+                if isinstance(error.__context__, MemoryError)
+                else _unparsable("the request is not valid HTTP/1.1")
+            )
         # Bytes of one head, of trailers or between requests: what brings neither a new request
         # nor a piece of a body.
         self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + len(data)
