@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.faults import small_disk
 
-UNABLE = 75
+UNABLE = 75  # EX_TEMPFAIL
 PAGE = 4096
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class TestStopped:
         with serving(tiny_artifacts, tmp_path / "log") as server, ThreadPoolExecutor(1) as pool:
             callers = Callers(server, 8)
             callers.until_each_has(5)
-            with stopped(server, 2.0):
+            with stopped(server, 1.5):
                 late = pool.submit(server.embed, **EMBED)
             assert good(late.result(SECONDS))
             callers.until_each_has(5)
@@ -172,6 +172,7 @@ class TestStopped:
             assert good(patient.result(SECONDS))
             assert server.stop() == 0
 
+    @pytest.mark.slow
     def test_what_came_meanwhile_is_not_late(self, tiny_artifacts: Path, tmp_path: Path) -> None:
         """Time in which the server did not look is held against nobody: not against a first
         request or the rest of one that came meanwhile, nor against who read of a big answer.
@@ -277,7 +278,9 @@ class TestWallClock:
 class TestLogs:
     """Standard error takes no line: nobody who asks for vectors notices."""
 
-    @pytest.mark.parametrize("where", ["/dev/full", "a file system"])
+    @pytest.mark.parametrize(
+        "where", [pytest.param("/dev/full", marks=pytest.mark.slow), "a file system"]
+    )
     def test_full_disk(self, tiny_artifacts: Path, tmp_path: Path, where: str) -> None:
         """No space for a single line: it starts, serves as always and ends with 0."""
         port = free_port()
@@ -299,7 +302,9 @@ class TestLogs:
         finally:
             kill(process)
 
-    @pytest.mark.parametrize("reader", ["reads nothing", "is gone"])
+    @pytest.mark.parametrize(
+        "reader", ["reads nothing", pytest.param("is gone", marks=pytest.mark.slow)]
+    )
     def test_pipe(self, tiny_artifacts: Path, tmp_path: Path, reader: str) -> None:
         """A full pipe or a closed one, and more access lines than are kept: answers come as fast
         as with a file, and SIGTERM ends it with 0.
