@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from embedserve import backend, cli, protocol, readiness
+from embedserve import app, backend, cli, protocol, readiness
 from embedserve.batching import Batch
 from embedserve.lanes import Stop
 from embedserve.pooling import Floats
 
-HOURS = (5, -10, 20)  # one jump after the other, at each SIGUSR1
-LOST_SECONDS = 2.0  # in place of embedserve.readiness's, for "endless"
+HOURS = (5, -10)  # one jump after the other, at each SIGUSR1
+# In place of embedserve.readiness's and embedserve.app's, for "endless".
+LOST_SECONDS, LANES_GRACE = 1.5, 1.0
 HASTE = 2.0  # in place of embedserve.protocol's seconds, for "hasty"
 ENDLESS = 8  # a pass of one text of so many tokens does not come back
 AWAY = ("192.0.2.1", 9)  # an address of nobody (RFC 5737)
@@ -57,7 +58,7 @@ def gate() -> None:
 
 def endless() -> None:
     """A pass of one text of ENDLESS tokens does not come back, whoever asks it to end."""
-    readiness.LOST_SECONDS = LOST_SECONDS
+    readiness.LOST_SECONDS, app.LANES_GRACE = LOST_SECONDS, LANES_GRACE
     never = threading.Event()
     _before_each_pass(lambda batch: batch.input_ids.shape == (1, ENDLESS) and never.wait())
 
