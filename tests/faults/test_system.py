@@ -142,7 +142,7 @@ class TestStopped:
         with serving(tiny_artifacts, tmp_path / "log") as server, ThreadPoolExecutor(1) as pool:
             callers = Callers(server, 8)
             callers.until_each_has(5)
-            with stopped(server, 1.5):
+            with stopped(server, 1.0):
                 late = pool.submit(server.embed, **EMBED)
             assert good(late.result(SECONDS))
             callers.until_each_has(5)
@@ -158,10 +158,10 @@ class TestStopped:
             ThreadPoolExecutor(2) as pool,
         ):
             server.process.send_signal(signal.SIGUSR1)
-            hasty = pool.submit(server.embed, {"x-request-timeout": "1"}, **EMBED)
+            hasty = pool.submit(server.embed, {"x-request-timeout": "0.7"}, **EMBED)
             patient = pool.submit(server.embed, **EMBED)
             until(lambda: server.metric('embedserve_requests_in_flight{model="tiny"}') == 2)
-            with stopped(server, 1.2):
+            with stopped(server, 0.8):
                 pass
             answer = hasty.result(SECONDS)
             assert (answer.status_code, answer.json()["error"]["code"]) == (
