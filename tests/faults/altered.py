@@ -6,6 +6,7 @@ ends, and a server that does what it must not do.
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from embedserve.batching import Batch
 from embedserve.lanes import Stop
 from embedserve.pooling import Floats
 
+HELD = "passes are held"  # said in the log by "gate"
 HOURS = (5, -10)  # one jump after the other, at each SIGUSR1
 # In place of embedserve.readiness's and embedserve.app's, for "endless".
 LOST_SECONDS, LANES_GRACE = 1.5, 1.0
@@ -51,7 +53,12 @@ def gate() -> None:
     """Every pass waits from SIGUSR1 until SIGUSR2."""
     opened = threading.Event()
     opened.set()
-    signal.signal(signal.SIGUSR1, lambda *_: opened.clear())
+
+    def close(*_: object) -> None:
+        opened.clear()
+        logging.getLogger(__name__).info(HELD)
+
+    signal.signal(signal.SIGUSR1, close)
     signal.signal(signal.SIGUSR2, lambda *_: opened.set())
     _before_each_pass(lambda batch: opened.wait())
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.faults import altered
+
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".venv" / "bin" / "python"
 # Without it each client reads all certificates there are, for 20 ms, and nothing here is encrypted.
@@ -55,6 +57,15 @@ class Served:
         with self.client() as client:
             lines = client.get("/metrics").text.splitlines()
         return next(float(s.rpartition(" ")[2]) for s in lines if s.startswith(sample + " "))
+
+    def hold_passes(self) -> None:
+        """Let every pass wait from now on; of tests.faults.altered's "gate"."""
+        self.process.send_signal(signal.SIGUSR1)
+        until(lambda: altered.HELD in self.log.read_text())
+
+    def release_passes(self) -> None:
+        """Let them go on."""
+        self.process.send_signal(signal.SIGUSR2)
 
     def stop(self, seconds: float = SECONDS) -> int:
         """SIGTERM, and the exit status."""

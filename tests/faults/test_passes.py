@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import re
 import resource
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -64,13 +63,13 @@ class TestOneBadText:
             assert alone[40] == (500, f"{code} input[0]")
             assert {status for status, _ in alone[:40] + alone[41:]} == {200}
             passes = self._passes(server)
-            server.process.send_signal(signal.SIGUSR1)
+            server.hold_passes()
             first = pool.submit(ask, server, "d d d d d")  # it takes the lane
             until(lambda: self._count(server, "requests_in_flight") == 1)
             until(lambda: self._count(server, "queue_depth") == 0)
             together = [pool.submit(ask, server, one) for one in inputs]
             until(lambda: self._count(server, "queue_depth") == len(inputs))
-            server.process.send_signal(signal.SIGUSR2)
+            server.release_passes()
             assert [one.result(SECONDS) for one in together] == alone
             assert first.result(SECONDS)[0] == 200
             assert self._passes(server) - passes < 20  # they did share passes

@@ -25,6 +25,7 @@ import pytest
 
 from embedserve import logs
 from tests import tiny
+from tests.conftest import MINILM
 from tests.faults import altered, on_full_disk
 from tests.faults.serving import (
     ROOT,
@@ -96,6 +97,31 @@ class TestDescriptors:
         return resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0]
 
 
+def test_many_connect_while_models_load(tmp_path: Path) -> None:
+    """Who connects from the first moment on waits for the models, and not for a second try of a
+    handshake that was dropped.
+    """
+    port = free_port()
+    with (tmp_path / "log").open("wb") as stderr:
+        words = command(ROOT / "artifacts", "--model", MINILM, "--port", str(port))
+        process = subprocess.Popen(words, stderr=stderr, env=environment(), cwd=ROOT)
+    server = Served(process, f"http://127.0.0.1:{port}", tmp_path / "log")
+    try:
+        until(lambda: listens(server))
+        with contextlib.ExitStack() as open_ones:
+            waiting = []
+            for _ in range(20):
+                one = socket.create_connection(server.address, timeout=0.9)
+                waiting.append(open_ones.enter_context(one))
+                one.settimeout(SECONDS)
+                one.sendall(LIVE)
+            assert "serving" not in server.log.read_text()
+            assert all(one.recv(1000).startswith(b"HTTP/1.1 200") for one in waiting)
+        assert server.stop() == 0
+    finally:
+        kill(process)
+
+
 class Callers:
     """Clients that ask again and again on connections of their own."""
 
@@ -157,18 +183,18 @@ class TestStopped:
             serving(tiny_artifacts, tmp_path / "log", "--lanes", "1", runner=runner) as server,
             ThreadPoolExecutor(2) as pool,
         ):
-            server.process.send_signal(signal.SIGUSR1)
-            hasty = pool.submit(server.embed, {"x-request-timeout": "0.7"}, **EMBED)
+            server.hold_passes()
+            hasty = pool.submit(server.embed, {"x-request-timeout": "1"}, **EMBED)
             patient = pool.submit(server.embed, **EMBED)
             until(lambda: server.metric('embedserve_requests_in_flight{model="tiny"}') == 2)
-            with stopped(server, 0.8):
+            with stopped(server, 1.1):
                 pass
             answer = hasty.result(SECONDS)
             assert (answer.status_code, answer.json()["error"]["code"]) == (
                 504,
                 "deadline_exceeded",
             )
-            server.process.send_signal(signal.SIGUSR2)
+            server.release_passes()
             assert good(patient.result(SECONDS))
             assert server.stop() == 0
 
@@ -291,7 +317,7 @@ class TestLogs:
             process = subprocess.Popen(words, stderr=full, env=environment(), cwd=ROOT)
         try:
             server = Served(process, f"http://127.0.0.1:{port}", tmp_path / "none")
-            until(lambda: process.poll() is not None or self._listens(server))
+            until(lambda: process.poll() is not None or listens(server))
             if process.poll() == on_full_disk.UNABLE:
                 pytest.skip("this host gives a process no file system of its own")
             callers = Callers(server, 4)
@@ -341,12 +367,6 @@ class TestLogs:
             assert lost + sum(b"path='/livez'" in s for s in seen) == 2 * logs.MOST_WAITING + 10
             assert any(b"draining" in line for line in seen)
 
-    def _listens(self, server: Served) -> bool:
-        with contextlib.suppress(OSError):
-            server.connect().close()
-            return True
-        return False
-
     def _ask(self, server: Served, times: int) -> float:
         """GET /livez so many times, by tens; the seconds it took."""
         burst = LIVE * 10
@@ -360,6 +380,14 @@ class TestLogs:
                     assert part, data
                     data += part
             return time.monotonic() - start
+
+
+def listens(server: Served) -> bool:
+    """Whether it takes connections."""
+    with contextlib.suppress(OSError):
+        server.connect().close()
+        return True
+    return False
 
 
 @contextlib.contextmanager
