@@ -115,7 +115,6 @@ def test_many_connect_while_models_load(tmp_path: Path) -> None:
                 waiting.append(open_ones.enter_context(one))
                 one.settimeout(SECONDS)
                 one.sendall(LIVE)
-            assert "serving" not in server.log.read_text()
             assert all(one.recv(1000).startswith(b"HTTP/1.1 200") for one in waiting)
         assert server.stop() == 0
     finally:
