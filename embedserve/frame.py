@@ -133,13 +133,18 @@ def error_response(error: RequestError) -> Response:
     )
 
 
+def out_of_memory() -> RequestError:
+    """503 for a request that found no memory."""
+    message = "there is not enough memory for this request now; try again later"
+    return RequestError("out_of_memory", message, None, {"Retry-After": "5"})
+
+
 def _answer(error: Exception, scope: Scope, request_id: bytes) -> Response:
     """The one exception handler: what a request gets for whatever was raised on its way."""
     if isinstance(error, RequestError):
         return error_response(error)
     if isinstance(error, MemoryError):
-        message = "there is not enough memory for this request now; try again later"
-        return error_response(RequestError("out_of_memory", message, None, {"Retry-After": "5"}))
+        return error_response(out_of_memory())
     if isinstance(error, ClientLeftError):
         return Response(status_code=CLIENT_LEFT)
     if isinstance(error, HTTPException):

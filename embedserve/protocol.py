@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
 from embedserve.errors import RequestError
-from embedserve.frame import error_response
+from embedserve.frame import error_response, out_of_memory
 from embedserve.readiness import Readiness
 
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
@@ -29,6 +29,9 @@ HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to i
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
 # send buffer, so a client that reads less than some 50 KB/s of a big answer counts as stopped.
 WRITE_SECONDS = 30.0
+# A process that was stopped finds timers due before it has read what came meanwhile: then they give
+# it time for that.
+AGAIN_SECONDS = 0.05
 # A client that still sends is read on for so long after a refusal, so that it can read the answer:
 # closing at once would reset the connection under it.
 LINGER_SECONDS = 2.0
@@ -112,8 +115,12 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
             self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError:
-            self._refusal = self._refusal or _unparsable("the request is not valid HTTP/1.1")
+        except httptools.HttpParserError as error:
+            self._refusal = self._refusal or (
+                out_of_memory()
+                if isinstance(error.__context__, MemoryError)
+                else _unparsable("the request is not valid HTTP/1.1")
+            )
         # Bytes of one head, of trailers or between requests: what brings neither a new request
         # nor a piece of a body.
         self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + len(data)
@@ -207,14 +214,16 @@ class Protocol(HttpToolsProtocol):
     def _watch_writing(self, waiting: int) -> None:
         """Cut the client off when it takes nothing for a while; a slow one takes something."""
 
-        def look() -> None:
+        def look(again: bool) -> None:
             now = self.transport.get_write_buffer_size()
-            if now >= waiting:
-                self.transport.abort()
-            else:
+            if now < waiting:
                 self._watch_writing(now)
+            elif again:
+                self._write_timer = self.loop.call_later(AGAIN_SECONDS, look, False)
+            else:
+                self.transport.abort()
 
-        self._write_timer = self.loop.call_later(WRITE_SECONDS, look)
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, look, True)
 
     def flush(self) -> None:
         """Watch a closing connection until everything is sent, or the client takes nothing."""
@@ -292,8 +301,11 @@ class Protocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _arm(self, seconds: float, action: Any) -> None:
+        def due() -> None:
+            self._timer = self.loop.call_later(AGAIN_SECONDS, action)
+
         self._disarm()
-        self._timer = self.loop.call_later(seconds, action)
+        self._timer = self.loop.call_later(seconds, due)
 
     def _disarm(self) -> None:
         if self._timer is not None:

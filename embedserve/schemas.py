@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,13 @@ import numpy as np
 import orjson
 import pybase64
 
+from embedserve import room
 from embedserve.errors import RequestError
 from embedserve.pooling import Floats
 from embedserve.tokenization import Tokens, Truncate
+
+_PARSED = 6  # bytes that parsing takes for each of a body
+_DIGITS = 13  # bytes of a component as JSON, at most
 
 OCTET_STREAM = b"application/octet-stream"
 
@@ -96,12 +101,22 @@ def render_embeddings(
     if encoding_format == "base64":
         texts = [pybase64.b64encode(row) for row in np.ascontiguousarray(rows, "<f4")]
         return _base64_answer(texts, dims, tail)
-    data = [
-        {"object": "embedding", "index": i, "dims": dims, "embedding": row}
-        for i, row in enumerate(np.ascontiguousarray(rows))
-    ]
-    answer = {"object": "list", "data": data, **tail}
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _float_answer(rows, dims, tail)
+
+
+def _float_answer(rows: Floats, dims: int, tail: Mapping[str, Any]) -> bytes:
+    """Render row by row: growing a buffer to megabytes, orjson must not find no memory."""
+    room.check(2 * _DIGITS * rows.size)
+    answer = io.BytesIO()
+    answer.write(b'{"object":"list","data":[')
+    opening = b'{"object":"embedding","index":%%d,"dims":%d,"embedding":' % dims
+    for i, row in enumerate(np.ascontiguousarray(rows)):
+        answer.write(opening % i)
+        answer.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+        answer.write(b"},")
+    answer.seek(-1, io.SEEK_CUR)  # the last comma
+    answer.write(b"]," + orjson.dumps(tail)[1:])
+    return answer.getvalue()
 
 
 def _base64_answer(texts: Sequence[bytes], dims: int, tail: Mapping[str, Any]) -> bytes:
@@ -154,9 +169,12 @@ def render_error(error: RequestError) -> bytes:
 
 
 def _object(body: bytes) -> dict[str, Any]:
+    room.check(_PARSED * len(body))
     try:
         value = orjson.loads(body)
-    except orjson.JSONDecodeError:
+    except orjson.JSONDecodeError as error:
+        if "memory" in error.msg:
+            raise MemoryError(error.msg) from error
         raise RequestError(
             "invalid_json", "the body is not valid JSON in UTF-8; a JSON object is accepted"
         ) from None

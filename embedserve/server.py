@@ -34,6 +34,7 @@ KEEP_ALIVE_SECONDS = 75
 IDLE_SECONDS = 1.0
 # For what the kernel accepted to be taken up.
 QUEUE_SECONDS = 0.1
+BACKLOG = 2048  # connections that the kernel accepts ahead of this process
 SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        listener.listen(1)  # two processes may bind one address until one of them listens
+        # Two processes may bind one address until one of them listens. Who connects while models
+        # load waits here; past the backlog its handshake is dropped, and tried again after 1 s.
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise StartupError(

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import tokenizers
 
+from embedserve import room
 from embedserve.artifact import TOKENIZER, Manifest
 from embedserve.errors import RequestError, StartupError
 from embedserve.pooling import Ints
@@ -19,6 +20,8 @@ Truncate = Literal["error", "end", "start"]
 # Truncation does not bound a tokenizer's work (1 M CJK characters: 3.7 s at a limit of 256
 # tokens), so characters are bounded first. No cut here: a text of very long words may still fit.
 CHARACTERS_PER_TOKEN = 250
+# What tokenizing takes for each character, at most (CJK, a token each): 110 bytes.
+_ENCODED = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Tokenizer:
         for errors.
         """
         self._check_characters(texts, prompt, first)
+        room.check(_ENCODED * (sum(map(len, texts)) + len(prompt) * len(texts)))
         encodings = self._tokenizer.encode_batch_fast([prompt + text for text in texts])
         sequences = [np.array(encoding.ids, np.int64) for encoding in encodings]
         totals = [len(ids) for ids in sequences]

@@ -106,6 +106,9 @@ class Worker:
         self._lanes = Lanes(lanes, self._run, self._done)
         self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
         self._renderer = ThreadPoolExecutor(1, "renderer")
+        # Their threads start with the first work they get: now, while there is memory for them.
+        for executor in (self._tokenizer, self._renderer):
+            executor.submit(int).result()
 
     async def encode(self, function: Callable[[], T]) -> T:
         """Run a tokenizer's function off the loop."""
