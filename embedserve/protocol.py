@@ -111,16 +111,7 @@ class Protocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._progressed = False
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._decline(data[offer.args[0] :])
-        except httptools.HttpParserError as error:
-            self._refusal = self._refusal or (
-                out_of_memory()
-                if isinstance(error.__context__, MemoryError)
-                else _unparsable("the request is not valid HTTP/1.1")
-            )
+        self._feed(data)
         # Bytes of one head, of trailers or between requests: what brings neither a new request
         # nor a piece of a body.
         self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + len(data)
@@ -130,6 +121,20 @@ class Protocol(HttpToolsProtocol):
             self._refuse(self._refusal)
         elif self._timer is None and not self._in_head and not self._is_answering():
             self._arm(HEAD_SECONDS, self._late)  # line breaks between requests
+
+    def _feed(self, data: bytes) -> None:
+        while data and self._refusal is None:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                data = self._decline(data[offer.args[0] :])
+            except httptools.HttpParserError as error:
+                self._refusal = self._refusal or (
+                    out_of_memory()
+                    if isinstance(error.__context__, MemoryError)
+                    else _unparsable("the request is not valid HTTP/1.1")
+                )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -185,20 +190,20 @@ class Protocol(HttpToolsProtocol):
             # An idle connection holds nothing of its last request: half of its memory.
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
 
-    def _decline(self, rest: bytes) -> None:
-        """Read a request that offers another protocol as if it did not, `rest` after its head.
+    def _decline(self, rest: bytes) -> bytes:
+        """Return a request that offers another protocol as if it did not, `rest` after its head.
 
         The parser takes what follows such a head for the other protocol. Java's client offers
         HTTP/2 in this way with each first request.
         """
         if self.parser.get_method() == b"CONNECT":
             self._refusal = _unparsable("CONNECT is not served")
-            return
+            return b""
         fields = [f for f in self.headers if f[0] not in (b"connection", b"upgrade")]
         line = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
         head = line + b"".join(b"%b: %b\r\n" % field for field in fields)
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(head + b"\r\n" + rest)
+        return head + b"\r\n" + rest
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -32,6 +32,8 @@ KEEP_ALIVE_SECONDS = 75
 # A connection that was idle for so long when draining is closed; a busy client's is not, because
 # its next request may be on its way.
 IDLE_SECONDS = 1.0
+# Whoever spreads the traffic needs a while to see that readiness fails.
+QUIET_SECONDS = 1.0
 # For what the kernel accepted to be taken up.
 QUEUE_SECONDS = 0.1
 BACKLOG = 2048  # connections that the kernel accepts ahead of this process
@@ -99,7 +101,8 @@ class Server(uvicorn.Server):
     """uvicorn's server with a drain that loses nothing, ending with status 0 after SIGTERM.
 
     Readiness fails at once, and every answer closes its connection; new connections are served
-    until none is open, or `drain_seconds` are over. A second signal ends the wait.
+    until none was open for QUIET_SECONDS, or `drain_seconds` are over. SIGINT, from a keyboard,
+    does not wait for the quiet; a second signal waits for nothing.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._readiness = readiness
         self._drain_seconds = drain_seconds
+        self._quiet_seconds = QUIET_SECONDS
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -129,6 +133,8 @@ class Server(uvicorn.Server):
         """Drain; at the second signal, now."""
         if self.should_exit:
             self._drain_seconds = 0.0
+        if sig == signal.SIGINT:
+            self._quiet_seconds = 0.0
         self._readiness.drain()
         self.should_exit = True
 
@@ -141,19 +147,22 @@ class Server(uvicorn.Server):
             len(self.server_state.tasks),
             len(self.server_state.connections),
         )
-        await self._serve_on(start)
+        await self._serve_on(start, self._quiet_seconds)
         _refuse_handshakes(self._listener)
         # Connections that the kernel has accepted are still in its queue.
         await asyncio.sleep(QUEUE_SECONDS)
-        await self._serve_on(start)
+        await self._serve_on(start, 0.0)
         left = max(0.0, start + self._drain_seconds - time.monotonic())
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # seconds
         await super().shutdown(sockets)
 
-    async def _serve_on(self, start: float) -> None:
-        """Until no connection is open or the time is over."""
-        while self.server_state.connections or self.server_state.tasks:
-            if time.monotonic() - start >= self._drain_seconds:
+    async def _serve_on(self, start: float, quiet: float) -> None:
+        """Until no connection was open for `quiet` seconds, or the time is over."""
+        busy = time.monotonic()
+        while (now := time.monotonic()) - start < self._drain_seconds:
+            if self.server_state.connections or self.server_state.tasks:
+                busy = now
+            elif now - busy >= quiet:
                 return
             for connection in list(self.server_state.connections):
                 connection.wind_up(IDLE_SECONDS)  # type: ignore[union-attr]  # protocol.Protocol

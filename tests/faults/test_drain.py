@@ -104,6 +104,7 @@ def test_a_second_signal_shortens_it(start: Start, tiny_artifacts: Path, second:
     server = start(tiny_artifacts.parent / "models.toml", tiny_artifacts, *flags)
 
     async def main() -> None:
+        assert (await _ask_anew(server, REQUEST)).status == 200  # it serves
         asking = asyncio.create_task(client(port_of(server), random.Random(0), Counter()))  # noqa: S311
         server.process.send_signal(signal.SIGTERM)
         while (await _ask_anew(server, get("/readyz"))).status == 200:
