@@ -136,7 +136,8 @@ class Worker:
             if not self._admission.accepts(wait):
                 wait = self._admission.wait(self.queue.cost_before(1.0))
             self._door = now + DOOR_SECONDS, wait
-        self._admission.check(wait)
+        if not self._admission.accepts(wait):
+            self._admission.check(wait)
 
     def submit(self, engine: Engine, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.
@@ -287,9 +288,12 @@ class Worker:
     def _done(self, work: _Pass, done: _Done | Exception) -> None:
         self._running.discard(work)
         if isinstance(done, _Done):
+            # The lane first: it computes while the loop answers.
+            self._pump()
             self._measure(work, done)
             self._deliver(work.entries, done.rows)
-        elif work.stop.asked is None:
+            return
+        if work.stop.asked is None:
             if isinstance(done, MemoryError):
                 longest = max(len(entry.ids) for entry in work.entries)
                 self.queue.shrink(len(work.entries) * longest // 2)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from embedserve.batching import (
+    FREE_PADDING,
     LONG_PASS_BUDGETS,
     MAX_PADDING,
     PATIENCE,
@@ -151,7 +152,8 @@ class Queueing(RuleBasedStateMachine):
         b, t = len(taken), max(lengths)
         assert {e.shape for e in taken} == {taken[0].shape}, "a pass is of one model"
         assert b == 1 or b * t <= self.budget, "tokens with padding stay within the budget"
-        assert b * t - sum(lengths) <= MAX_PADDING * b * t, "padding is bounded"
+        most = max(FREE_PADDING, MAX_PADDING * b * t)
+        assert b * t - sum(lengths) <= most, "padding is bounded"
         limit = taken[0].shape.masked_up_to
         if limit is not None and t > limit:
             assert set(lengths) == {t}, "too long for a mask: equal lengths only"
@@ -159,13 +161,17 @@ class Queueing(RuleBasedStateMachine):
 
     def check_full(self, taken: list[Entry], last: float) -> None:
         """No sequence that would have fitted, and is as urgent, was left behind."""
-        t, shape = len(taken[0].ids), taken[0].shape
-        if (len(taken) + 1) * t > self.budget:
-            return
-        equal_only = shape.masked_up_to is not None and t > shape.masked_up_to
-        least = t if equal_only else (1 - MAX_PADDING) * t + 1e-6
-        near = [e for e in self.waiting if e.shape == shape and least <= len(e.ids) <= t]
-        assert not [e for e in near if self.waiting[e] < last - 1e-6]
+        lengths, shape = [len(e.ids) for e in taken], taken[0].shape
+        for entry in self.waiting:
+            if entry.shape != shape or self.waiting[entry] >= last - 1e-6:
+                continue
+            both = [*lengths, len(entry.ids)]
+            size = len(both) * max(both)
+            fits = size <= self.budget and size - sum(both) <= max(
+                FREE_PADDING, MAX_PADDING * size - 1e-6
+            )
+            near = len(entry.ids) in shape.near(lengths[0])
+            assert not (fits and near), (lengths, len(entry.ids))
 
     @invariant()
     def gauges_agree(self) -> None:
@@ -281,8 +287,9 @@ def test_a_query_s_pass_is_not_filled_with_bulk() -> None:
     queue.put(entries_of([10] * 200, owner="bulk"))
     queue.put(entries_of([10], owner="query"))
     queue.put(entries_of([11], owner="another"))
-    assert [owner_of(entry) for entry in queue.take()] == ["query"]
-    assert [owner_of(entry) for entry in queue.take()] == ["another"]
+    queue.put(entries_of([40], owner="longer"))
+    assert [owner_of(entry) for entry in queue.take()] == ["query", "another"]
+    assert [owner_of(entry) for entry in queue.take()] == ["longer"]
     assert len(queue.take()) == 25
 
 
@@ -295,17 +302,26 @@ def test_requests_of_equal_work_run_in_order_of_arrival() -> None:
 
 
 def test_a_pass_is_filled_with_near_lengths_of_other_requests() -> None:
-    """10 tokens share with 10, 9 and 8 but not with 7, up to the budget of 40."""
-    queue = BatchQueue(40)
-    for length in (10, 7, 8, 9, 10):
+    """100 tokens share with 80 to 125, as long as padding is a fifth and the budget is kept."""
+    queue = BatchQueue(1000)
+    queue.put(entries_of([100, 126, 79, 80, 125]))
+    # The longest of a request goes first.
+    assert [len(e.ids) for e in queue.take()] == [126, 125]
+    assert [len(e.ids) for e in queue.take()] == [100, 80]
+    assert [len(e.ids) for e in queue.take()] == [79]
+    queue = BatchQueue(300)
+    queue.put(entries_of([100] * 3 + [90] * 2))
+    assert [len(e.ids) for e in queue.take()] == [100, 100, 100]
+    assert [len(e.ids) for e in queue.take()] == [90, 90]
+
+
+def test_short_texts_share_a_pass_though_some_are_longer() -> None:
+    """What a pass costs besides is worth FREE_PADDING tokens of padding."""
+    queue = BatchQueue(256)
+    for length in (9, 5, 7, 6, 12):
         queue.put(entries_of([length]))
-    # The request of 7 has the least work and goes first; nothing is near it from below.
-    assert [len(e.ids) for e in queue.take()] == [7]
-    assert [len(e.ids) for e in queue.take()] == [8]
-    queue = BatchQueue(40)
-    queue.put(entries_of([10, 7, 8, 9, 10]))
-    assert sorted(len(e.ids) for e in queue.take()) == [8, 9, 10, 10]
-    assert [len(e.ids) for e in queue.take()] == [7]
+    assert [len(e.ids) for e in queue.take()] == [5, 6, 7, 9]  # padding 9; with 12 it were 21
+    assert [len(e.ids) for e in queue.take()] == [12]
 
 
 def test_a_text_past_the_budget_runs_alone() -> None:
