@@ -319,8 +319,9 @@ class TestMetrics:
             'requests_total{model="",outcome="empty_input"} 1.0',
             'texts_total{model="tiny"} 2.0',
             'tokens_total{model="tiny"} 8.0',
-            'inference_duration_seconds_count{model="tiny"} 2.0',
-            'batch_tokens_sum{model="tiny"} 8.0',
+            'padding_tokens_total{model="tiny"} 2.0',
+            'inference_duration_seconds_count{model="tiny"} 1.0',
+            'batch_tokens_sum{model="tiny"} 10.0',
         ):
             assert f"embedserve_{line}\n" in text
 
