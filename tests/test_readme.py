@@ -62,3 +62,15 @@ def test_tree() -> None:
         named = set(re.findall(r"^  (\w+)\.py ", lines[0], re.MULTILINE))
         found = {p.stem for p in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
         assert named == found
+
+
+def test_promises() -> None:
+    """Each promise of docs/promises.md names tests that are there; each file of tests is named."""
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert len(named) >= 25
+    for file, name in named:
+        source = (ROOT / "tests" / "faults" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(?:class|def) {name}\b", source, re.MULTILINE), f"{file}::{name}"
+    files = {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")}
+    assert {file for file, _ in named} == files

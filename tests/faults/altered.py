@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from embedserve import app, backend, cli, protocol, readiness
+from embedserve import app, backend, body, cli, protocol, readiness
 from embedserve.batching import Batch
 from embedserve.lanes import Stop
 from embedserve.pooling import Floats
@@ -27,6 +28,7 @@ HOURS = (5, -10)  # one jump after the other, at each SIGUSR1
 LOST_SECONDS, LANES_GRACE = 1.5, 1.0
 HASTE = 2.0  # in place of embedserve.protocol's seconds, for "hasty"
 ENDLESS = 8  # a pass of one text of so many tokens does not come back
+LEAK = 4096  # bytes of each request, for "leaking"
 AWAY = ("192.0.2.1", 9)  # an address of nobody (RFC 5737)
 
 
@@ -92,13 +94,26 @@ def file() -> None:
     (artifacts.parent / "left").write_text("here I was")
 
 
+def leaking() -> None:
+    """It keeps what it was sent."""
+    read, kept = body.read, []
+
+    async def keeping(*arguments: Any) -> bytes:
+        content = await read(*arguments)
+        kept.append(content + bytes(LEAK))
+        return content
+
+    body.read = keeping  # type: ignore[assignment]  # what this module is for
+
+
 def executed() -> None:
     """It runs another program."""
     subprocess.run([sys.executable, "-c", ""], check=True)
 
 
 ALTERATIONS: Mapping[str, Callable[[], None]] = {
-    alter.__name__: alter for alter in (clock, hasty, gate, endless, udp, tcp, file, executed)
+    alter.__name__: alter
+    for alter in (clock, hasty, gate, endless, udp, tcp, file, leaking, executed)
 }
 
 
