@@ -33,12 +33,17 @@ class Service:
     """The small endpoints and what all of them share. Owned by the event loop."""
 
     def __init__(
-        self, settings: Settings, registry: ModelRegistry, lanes: int, readiness: Readiness
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        lanes: int,
+        readiness: Readiness,
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
         self.readiness = readiness
         self.registry = registry
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.created = int(time.time())
         cache = VectorCache(settings.cache_mb * 1_000_000) if settings.cache_mb else None
         self.worker = Worker(
@@ -106,9 +111,10 @@ def create_app(
     lanes: int,
     keys: Keys | None = None,
     readiness: Readiness | None = None,
+    metrics: Metrics | None = None,
 ) -> ASGIApp:
     """Build the application over loaded models; `lanes` inference threads."""
-    service = Service(settings, registry, lanes, readiness or Readiness())
+    service = Service(settings, registry, lanes, readiness or Readiness(), metrics or Metrics())
 
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:

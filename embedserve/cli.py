@@ -53,6 +53,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     from embedserve import footprint, registry, server
     from embedserve.app import create_app
     from embedserve.backend import PROVIDERS
+    from embedserve.metrics import Metrics
     from embedserve.readiness import Readiness
 
     listener = server.bind(settings)
@@ -82,9 +83,9 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         listener.getsockname()[1],
         lanes,
     )
-    readiness = Readiness()
-    app = create_app(settings, loaded, lanes, keys, readiness)
-    server.run(app, settings, listener, readiness)
+    readiness, metrics = Readiness(), Metrics()
+    app = create_app(settings, loaded, lanes, keys, readiness, metrics)
+    server.run(app, settings, listener, readiness, metrics)
     return 0
 
 

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from typing import cast
 
 from starlette.datastructures import Headers
@@ -40,6 +41,11 @@ _EXPOSED = (
 )
 
 
+def request_ids() -> Iterator[str]:
+    """Ids without end: unique across processes by their first part, within one by the second."""
+    return map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
+
+
 class Frame:
     """ASGI middleware around the router, with the one exception handler.
 
@@ -50,8 +56,7 @@ class Frame:
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
-        # Ids are unique across processes by the first part, within one by the second.
-        self._ids = map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
+        self._ids = request_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

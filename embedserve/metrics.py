@@ -24,6 +24,11 @@ from embedserve.errors import ERRORS
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# What a connection may be refused with before there is a request.
+REFUSALS = (
+    *("invalid_http", "request_timeout", "uri_too_long", "headers_too_large"),
+    *("out_of_memory", "too_many_connections"),
+)
 OUTCOMES = ("ok", "cancelled", *ERRORS)
 NO_MODEL = ""  # the label of a request that names no model we serve
 
@@ -46,6 +51,7 @@ class Row:
 
 METRICS: tuple[Row, ...] = (
     Row(Counter, "requests_total", "Embedding requests by outcome.", ("model", "outcome")),
+    Row(Counter, "refusals_total", "Refused before there was a whole request.", ("code",)),
     Row(Counter, "texts_total", "Texts embedded."),
     Row(Counter, "tokens_total", "Tokens run, special tokens and prompts included."),
     Row(Counter, "padding_tokens_total", "Padding tokens run."),
@@ -113,6 +119,7 @@ class Metrics:
         self._models: dict[str, ModelMetrics] = {}
         # Requests that name no model we serve.
         requests: Counter = self._made["requests_total"]
+        self._refusals = {c: self._made["refusals_total"].labels(c) for c in REFUSALS}
         self.nameless = {outcome: requests.labels(NO_MODEL, outcome) for outcome in OUTCOMES}
 
     def of(self, name: str) -> ModelMetrics:
@@ -120,6 +127,10 @@ class Metrics:
         if name not in self._models:
             self._models[name] = ModelMetrics(self._made, name)
         return self._models[name]
+
+    def refused(self, code: str) -> None:
+        """Count one refusal of REFUSALS."""
+        self._refusals[code].inc()
 
     def add_model(self, name: str, depth: Callable[[], float], **info: str) -> None:
         """Make every series of a model; `depth` is asked at each scrape."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
 from embedserve.errors import RequestError
-from embedserve.frame import error_response, out_of_memory
+from embedserve.frame import error_response, out_of_memory, request_ids
+from embedserve.metrics import Metrics
 from embedserve.readiness import Readiness
 
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
@@ -56,9 +58,11 @@ class Protocol(HttpToolsProtocol):
     # shared by all connections: two of the six kilobytes of an idle one.
     __slots__ = (
         "_discarded",
+        "_ids",
         "_in_head",
         "_lingering",
         "_max_connections",
+        "_on_refusal",
         "_progressed",
         "_quiet_bytes",
         "_readiness",
@@ -68,10 +72,18 @@ class Protocol(HttpToolsProtocol):
     )
 
     def __init__(
-        self, *arguments: Any, max_connections: int, readiness: Readiness, **options: Any
+        self,
+        *arguments: Any,
+        max_connections: int,
+        readiness: Readiness,
+        on_refusal: Callable[[str], None],
+        ids: Iterator[str],
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self._readiness = readiness
+        self._on_refusal = on_refusal
+        self._ids = ids
         self._max_connections = max_connections
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
@@ -288,6 +300,9 @@ class Protocol(HttpToolsProtocol):
         if self._lingering:
             return
         self._refusal = error
+        if "x-request-id" not in error.headers:  # else it was refused before, and waits
+            error.headers["x-request-id"] = next(self._ids)
+            self._on_refusal(error.code)
         if self.pipeline and self._is_answering():  # the newest request waits behind another
             self.pipeline[0] = (self.cycle, error_response(error))  # type: ignore[assignment]
             self.cycle.keep_alive = False
@@ -298,7 +313,7 @@ class Protocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True  # its body will never be whole
             self.cycle.message_event.set()
-        log.info("connection refused: %s", error.code)
+        log.info("refused: %s %s", error.code, error.headers["x-request-id"])
         self.transport.write(_answer(error))
         self.linger()
 
@@ -374,9 +389,15 @@ class _Lingering:
             self._protocol.flush()
 
 
-def protocol_class(max_connections: int, readiness: Readiness) -> Any:
+def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics) -> Any:
     """Return what uvicorn calls for each connection."""
-    return partial(Protocol, max_connections=max_connections, readiness=readiness)
+    return partial(
+        Protocol,
+        max_connections=max_connections,
+        readiness=readiness,
+        on_refusal=metrics.refused,
+        ids=request_ids(),
+    )
 
 
 def _unparsable(message: str) -> RequestError:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from embedserve import lanes
 from embedserve.errors import Exit, StartupError
+from embedserve.metrics import Metrics
 from embedserve.protocol import protocol_class
 from embedserve.readiness import Readiness
 from embedserve.settings import Settings
@@ -72,12 +73,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def run(app: ASGIApp, settings: Settings, listener: socket.socket, readiness: Readiness) -> None:
+def run(
+    app: ASGIApp,
+    settings: Settings,
+    listener: socket.socket,
+    readiness: Readiness,
+    metrics: Metrics,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     config = uvicorn.Config(
         app,
         loop="uvloop",  # plain asyncio spins when descriptors run out
-        http=protocol_class(settings.max_connections, readiness),
+        http=protocol_class(settings.max_connections, readiness, metrics),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -62,6 +62,7 @@ class _Pass:
     entries: list[Entry]
     is_long: bool
     alone: bool
+    began: float
     stop: Stop = field(default_factory=Stop)
 
 
@@ -267,7 +268,7 @@ class Worker:
                     self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
         # A lone text uses every core; several are shared out among the lanes.
         alone = len(entries) == 1 and not self._running and len(self.queue) == 0
-        work = _Pass(engine, entries, self.queue.is_long(entries[0]), alone)
+        work = _Pass(engine, entries, self.queue.is_long(entries[0]), alone, now)
         self._running.add(work)
         self._lanes.start(work)
 
@@ -344,7 +345,8 @@ class Worker:
         metrics.tokens.inc(tokens)
         metrics.padding_tokens.inc(done.padded_tokens - tokens)
         cost = sum(entry.cost for entry in work.entries)
-        self._admission.measure(work.engine.shape, cost, done.seconds)
+        # With what handing over takes: what is predicted is when lanes are done.
+        self._admission.measure(work.engine.shape, cost, self._clock() - work.began)
 
 
 def _draining() -> RequestError:

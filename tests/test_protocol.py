@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_invalid_http(server: Server, case: str) -> None:
     """Framing tricks and other protocols: 400 in the error body, then the connection ends."""
     assert refused(server, INVALID[case]) == (400, "invalid_http")
     assert server.embed(model="tiny", input="a").status_code == 200
+
+
+def test_a_refusal_has_an_id_and_is_counted(server: Server) -> None:
+    """Also what is no HTTP gets X-Request-Id, another one each time, and shows in the metrics."""
+    seen = set()
+    for _ in range(2):
+        with connect(server) as connection:
+            connection.sendall(INVALID["no Host"])
+            head = connection.makefile("rb").read().partition(b"\r\n\r\n")[0].decode()
+        seen.add(next(s for s in head.splitlines() if s.startswith("x-request-id: req_")))
+    assert len(seen) == 2
+    with server.client() as client:
+        text = client.get("/metrics").text
+    count = re.search(r'embedserve_refusals_total\{code="invalid_http"\} (\d+)', text)
+    assert count is not None
+    assert int(count[1]) >= 2
+    assert 'embedserve_refusals_total{code="too_many_connections"} 0.0' in text
 
 
 def test_tls_hello(server: Server) -> None:

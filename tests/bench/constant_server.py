@@ -22,6 +22,7 @@ from embedserve import logs, schemas, server
 from embedserve.app import create_app
 from embedserve.config import ModelSpec
 from embedserve.finishing import normalize
+from embedserve.metrics import Metrics
 from embedserve.models import Embedded
 from embedserve.pooling import Floats
 from embedserve.readiness import Readiness
@@ -70,7 +71,7 @@ def main(kind: str, dim: str) -> None:
     listener = server.bind(settings)
     print(listener.getsockname()[1], flush=True)
     app = bare_app(int(dim)) if kind == "bare" else constant_app(settings, int(dim))
-    server.run(app, settings, listener, Readiness())
+    server.run(app, settings, listener, Readiness(), Metrics())
 
 
 if __name__ == "__main__":
