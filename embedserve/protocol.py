@@ -131,8 +131,10 @@ class Protocol(HttpToolsProtocol):
             self._refusal = self._refusal or self._too_large()
         if self._refusal is not None:
             self._refuse(self._refusal)
-        elif self._timer is None and not self._in_head and not self._is_answering():
-            self._arm(HEAD_SECONDS, self._late)  # line breaks between requests
+        elif self._timer is None and (self._in_head or not self._is_answering()):
+            # A head that is not whole yet, or line breaks between requests; most heads come in one
+            # piece and need no timer.
+            self._arm(HEAD_SECONDS, self._late)
 
     def _feed(self, data: bytes) -> None:
         while data and self._refusal is None:
@@ -151,7 +153,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = self._progressed = True
-        self._arm(HEAD_SECONDS, self._late)
+        self._disarm()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # trailers are no headers (RFC 9110, 6.5.1)
