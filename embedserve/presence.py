@@ -28,8 +28,11 @@ class Presence:
             raise _late()
 
     def left(self) -> float:
-        """Seconds until the deadline."""
-        return self._deadline - self._loop.time()
+        """Seconds until the deadline; 504 when none are left."""
+        seconds = self._deadline - self._loop.time()
+        if seconds <= 0:
+            raise _late()
+        return seconds
 
     def watch(self, fail: Callable[[Exception], None]) -> None:
         """Call `fail` once when the client leaves or the deadline passes."""

@@ -390,3 +390,14 @@ class TestLog:
         assert server.stop() == 0
         server.copier.join()
         assert "embedserve.access" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("seconds", ["5e-324", "1e-9"])
+def test_a_deadline_that_has_passed(start: Start, tiny_artifacts: Path, seconds: str) -> None:
+    """504, and not 429: there is no later at which the same request would be in time."""
+    server = start(tiny_artifacts.parent / "models.toml", tiny_artifacts)
+    with server.client() as client:
+        body = {"model": "tiny", "input": "a"}
+        headers = {"X-Request-Timeout": seconds}
+        answer = client.post("/v1/embeddings", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
