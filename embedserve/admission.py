@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from embedserve.batching import Shape
+from embedserve.batching import PATIENCE, Shape
 from embedserve.errors import RequestError
 
 # One pass is enough for a first guess; each later pass weighs 1/20.
 _RATE_WEIGHT = 0.05
+# How fast what passes is learned: at once when it is more, slowly when it is less, so that the
+# prediction holds for nearly all and not for half.
+_MORE_WEIGHT, _LESS_WEIGHT = 0.2, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a request found when it came, in cost units.
+
+    `done`: work done until then; `before`: what waits and goes before it; `passing`: the most work
+    that may still come and pass it, as far as there was as much before.
+    """
+
+    done: float
+    before: float
+    passing: float
+
+    @classmethod
+    def of(cls, done: float, before: float, cost: float) -> Ahead:
+        """For a request that asks for `cost`."""
+        return cls(done, before, min(PATIENCE * cost, before))
 
 
 class Admission:
@@ -19,12 +41,27 @@ class Admission:
         self._rates = dict(rates)
         self._lanes = lanes
         self._max_wait = max_wait
+        self._passes = 0.0  # which part of Ahead.passing has come lately
 
     def measure(self, shape: Shape, cost: float, seconds: float) -> None:
         """Learn from one pass."""
         rate = cost / max(seconds, 1e-9)
         known = self._rates[shape]
         self._rates[shape] = known + _RATE_WEIGHT * (rate - known) if known else rate
+
+    def learn(self, ahead: Ahead, done: float) -> None:
+        """Learn from a request that begins to run when `done` work is done."""
+        if ahead.passing <= 0:
+            return
+        passed = (done - ahead.done - ahead.before) / ahead.passing
+        more = min(1.0, max(0.0, passed)) - self._passes
+        self._passes += more * (_MORE_WEIGHT if more > 0 else _LESS_WEIGHT)
+
+    def wait_behind(self, ahead: Ahead, before: Mapping[Shape, float]) -> float:
+        """Seconds for the work `before` a request, and for what passes it as things are."""
+        if ahead.before <= 0:
+            return 0.0
+        return self.wait(before) * (1 + self._passes * ahead.passing / ahead.before)
 
     def wait(self, work: Mapping[Shape, float]) -> float:
         """Seconds for that much work on all lanes; 0 where a model's rate is not known yet."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from embedserve.admission import Ahead
 from embedserve.batching import Entry, Shape
 from embedserve.cache import Key
 from embedserve.pooling import Floats, Ints
@@ -23,6 +24,7 @@ class Job:
     submitted: float
     remaining: int
     entries: list[Entry] = field(default_factory=list)
+    ahead: Ahead | None = None  # None: nothing of it had to be computed for it alone
     started: float | None = None  # when its first pass began
     finished: float = 0.0
 

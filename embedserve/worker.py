@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from embedserve.admission import Admission
+from embedserve.admission import Admission, Ahead
 from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
 from embedserve.cache import Key, VectorCache
 from embedserve.errors import RequestError
@@ -156,7 +156,9 @@ class Worker:
         new = {key: len(ids) for _, key, ids in left if key not in self._flight}
         cost = sum(map(engine.shape.cost, new.values()))
         if cost:
-            self._admission.check(self._admission.wait(self.queue.cost_before(cost)), most)
+            before = self.queue.cost_before(cost)
+            job.ahead = Ahead.of(self.queue.done, sum(before.values()), cost)
+            self._admission.check(self._admission.wait_behind(job.ahead, before), most)
         self._flight.join(job, engine.shape, left)
         waiting = [entry for entry in job.entries if entry.waiting or entry.key in new]
         if len(waiting) < len(job.entries):  # some of it runs already, for others
@@ -261,10 +263,13 @@ class Worker:
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
         engine = self._engines[entries[0].shape]
+        done = self.queue.done - sum(entry.cost for entry in entries)
         for entry in entries:
             for job, _ in entry.readers:
                 if job.started is None:
                     job.started = now
+                    if job.ahead is not None:
+                        self._admission.learn(job.ahead, done)
                     self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
         # A lone text uses every core; several are shared out among the lanes.
         alone = len(entries) == 1 and not self._running and len(self.queue) == 0

@@ -300,7 +300,7 @@ def test_a_query_s_pass_is_not_filled_with_bulk() -> None:
     queue.put(entries_of([40], owner="longer"))
     assert [owner_of(entry) for entry in queue.take()] == ["query", "another"]
     assert [owner_of(entry) for entry in queue.take()] == ["longer"]
-    assert [owner_of(entry) for entry in queue.take()] == ["bulk"] * 19
+    assert [owner_of(entry) for entry in queue.take()] == ["bulk"] * 17
 
 
 def test_bulk_runs_in_smaller_passes_while_queries_come() -> None:
@@ -315,7 +315,7 @@ def test_bulk_runs_in_smaller_passes_while_queries_come() -> None:
         while work < AFTER_SMALL * 250:
             passes.append(len(queue.take()))
             work += 10 * passes[-1]
-        assert passes == [18] * len(passes)  # of 187.5 tokens
+        assert passes == [17] * len(passes)  # of 175 tokens
         assert len(queue.take()) == 25
     # What is no query changes nothing.
     queue.put(entries_of([10] * 4, owner="longer"))

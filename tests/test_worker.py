@@ -550,6 +550,32 @@ class TestAdmission:
 
         run(test)
 
+    def test_what_passes_is_learned(self) -> None:
+        """A query passed two texts that others were before: the next prediction is longer."""
+
+        async def test() -> None:
+            clock, texts = Clock(), Texts()
+            bench = Bench(1, 16, max_wait=2.5, clock=clock, on_pass=clock.advance)
+            await rows_of(bench.submit([1] * 10))  # 10 tokens in 1 s, as in every pass here
+
+            async def refused() -> int:
+                """Milliseconds past 2.5 s that three texts would wait behind three."""
+                blocker = await bench.block(10)
+                jobs = [blocker, bench.submit(*(texts.of(10) for _ in range(3)))]
+                with pytest.raises(RequestError) as error:
+                    bench.submit(*(texts.of(10) for _ in range(3)))
+                for count in (1, 2, 1):  # the last passes the one before it
+                    jobs.append(bench.submit(*(texts.of(10) for _ in range(count))))
+                bench.backend.gate.set()
+                await asyncio.gather(*(job.future for job in jobs))
+                return int(error.value.headers["retry-after-ms"])
+
+            assert await refused() == 500
+            assert await refused() == 1100  # a fifth of the 3 s more
+            bench.worker.close()
+
+        run(test)
+
     def test_a_request_that_would_be_late_is_refused_at_once(self) -> None:
         """It gives itself 1 s, and 2 s of work go before it: 429, come again in 1 s."""
 
