@@ -121,12 +121,13 @@ def load_model(
     artifact.check_small_files(directory, manifest)
     with ThreadPoolExecutor(2) as threads:  # what takes longest, side by side: 75 of 400 ms
         weights = threads.submit(artifact.check_weights, directory, manifest)
-        tokenizer = threads.submit(Tokenizer, directory, manifest)
+        opening = threads.submit(OnnxBackend, directory, manifest, provider, cores)
         try:
-            backend = OnnxBackend(directory, manifest, provider, cores)
+            tokenizer = Tokenizer(directory, manifest)
+            backend = opening.result()
         finally:
             weights.result()  # what is wrong with a file is said first
-        model = Model(spec, manifest, tokenizer.result(), backend)
+        model = Model(spec, manifest, tokenizer, backend)
     loaded = time.perf_counter()
     golden = artifact.read_golden(directory)
     difference, rate = check_golden(model, golden, directory)
