@@ -28,7 +28,7 @@ def _any(value: Any) -> bool:
 
 
 def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: low <= value <= high), f"{low:g} to {high:g}"
+    return (lambda value: low <= value <= high), f"{low:.12g} to {high:.12g}"
 
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
