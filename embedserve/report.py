@@ -57,7 +57,7 @@ def _model(model: Model) -> dict[str, Any]:
 
 
 def _bound(footprint: Footprint | None) -> dict[str, int] | None:
-    return footprint and {**asdict(footprint), "most": footprint.most}
+    return {**asdict(footprint), "most": footprint.most} if footprint else None
 
 
 def as_text(report: Report) -> str:

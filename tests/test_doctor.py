@@ -262,7 +262,7 @@ class TestAdvice:
             ({"settings": Settings(lanes=9)}, "lanes = 9 is more than the 8 cores"),
             ({"descriptors": Known(1024, "RLIMIT_NOFILE")}, "max_connections = 10000"),
             ({"memory": Known(2**26, "memory.max")}, "memory is 64 MiB (memory.max)"),
-            ({"settings": Settings(host="0.0.0.0")}, "anyone who reaches 0.0.0.0"),
+            ({"settings": Settings(host="::")}, "anyone who reaches ::"),
             ({"origins": {"lanes": "default", "tokens_per_pass": "default"}}, "embedserve tune"),
         ],
         ids=["quota", "lanes", "descriptors", "memory", "no keys", "not tuned"],
