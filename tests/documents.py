@@ -19,7 +19,7 @@ _INDENTED = re.compile(r"(?<=\n\n)(?: {4,}\S.*\n)+")
 _LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 # What an indented block begins with when it is not a command.
-_ANSWERS = ("{", "[", "HTTP/", "2026-", "memory:", "my-model:")
+_ANSWERS = ("{", "[", "HTTP/", "2026-", "memory:", "my-model:", "lanes ")
 
 
 class Code(NamedTuple):
