@@ -127,12 +127,13 @@ class TestHealthy:
 
     def test_memory_bound(self, place: Path) -> None:
         """The most memory is the sum that a server prints: settings count as they are set."""
-        _, report = examined(place, "--model", "tiny", "--max-pending-mb", "7")
+        allowed = ("--max-pending-mb", "7", "--max-body-bytes", "1000000")
+        _, report = examined(place, "--model", "tiny", *allowed)
         bound = report["memory_bound"]
         assert bound["pending"] == 7_000_000
         assert bound["connections"] == 10 * 40_000
         assert bound["most"] == sum(v for k, v in bound.items() if k != "most") + 64_000_000
-        text = run("doctor", *flags(place), "--model", "tiny", "--max-pending-mb", "7").stdout
+        text = run("doctor", *flags(place), "--model", "tiny", *allowed).stdout
         assert re.search(rf"^  at most +{bound['most'] / 1e6:.0f} MB$", text, re.MULTILINE)
 
     def test_no_session(self, place: Path) -> None:
