@@ -54,8 +54,8 @@ PROVIDERS: Mapping[str, Provider] = {
         "CUDAExecutionProvider",
         # Exact float32 (no TF32), and memory by what is asked for, not by powers of two.
         {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
-        "install onnxruntime-gpu in the place of onnxruntime (README, CUDA), and check that the "
-        "driver and CUDA libraries are found",
+        "install onnxruntime-gpu in the place of onnxruntime (docs/operating.md, CUDA), and check "
+        "that the driver and CUDA libraries are found",
         # One pass computes while the other's arrays are made and copied.
         lanes=2,
         # A pass that fills thousands of threads; not measured yet.

@@ -32,11 +32,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.setswitchinterval(0.0001)
     namespace = vars(_parser().parse_args(arguments))
     try:
-        sys.exit(namespace.pop("command")(**namespace))
+        status = namespace.pop("command")(**namespace)
+        sys.stdout.flush()
+        sys.exit(status)
     except StartupError as error:
         logging.shutdown()  # what was logged stands before it
         print(f"embedserve: {error}", file=sys.stderr)
         sys.exit(error.status)
+    except BrokenPipeError:  # who reads a report has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def serve(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
@@ -97,7 +102,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
 
 
 def verify(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
-    """Check digests and golden vectors of every artifact, without serving."""
+    """Check digests, golden vectors and aliases of every artifact, without serving."""
     configuration, settings, paths = _settings(models, artifacts, flags)
     from embedserve import registry
 
@@ -105,6 +110,7 @@ def verify(models: str | None, artifacts: str | None, model: list[str], **flags:
     for spec in specs:
         directory = paths["artifacts"] / spec.name
         loaded, difference = registry.load_model(spec, directory, settings.provider)
+        registry.ModelRegistry([loaded], configuration.aliases.values())  # checks its aliases
         print(
             f"{spec.name}: ok, golden vectors within {difference:.1e} on {settings.provider}, "
             f"fingerprint {loaded.manifest.fingerprint}"

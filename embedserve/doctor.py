@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,9 +12,11 @@ from embedserve import artifact, backend, config, host
 from embedserve.artifact import Manifest
 from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
+from embedserve.footprint import Footprint, estimate
 from embedserve.host import Host, Known
 from embedserve.keys import Keys, take_from_environment
 from embedserve.registry import choose
+from embedserve.server import is_loopback
 from embedserve.settings import Settings, merge, origin
 
 T = TypeVar("T")
@@ -23,7 +25,7 @@ _MIB = 2**20
 # Beside the artifacts' files: 87 MB for a server of all-MiniLM-L6-v2 that has just started, 41 of
 # them its matrices packed again; and room for passes.
 PROCESS_BYTES = 128 * _MIB
-SHOWN_SETTINGS = ("provider", "lanes", "tokens_per_pass", "max_connections")
+SETTINGS = tuple(f.name for f in fields(Settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. `origins` says of each setting where its value was set."""
+    """What was found. `origins` says of each setting where its value was set.
+
+    `has_keys`: not everyone who reaches the address may use it.
+    """
 
     host: Host
     settings: Settings
@@ -56,6 +61,7 @@ class Report:
     providers: tuple[str, ...]
     models: tuple[Model, ...]
     problems: tuple[StartupError, ...]
+    has_keys: bool = False
 
     @property
     def status(self) -> int:
@@ -71,6 +77,20 @@ class Report:
             return Known(chosen, f"{origin}: for {self.settings.provider}")
         cores, reason = self.host.cores
         return Known(cores, f"{origin}: one per core, {reason}")
+
+    @property
+    def needed(self) -> int:
+        """Bytes resident once these models are loaded, about."""
+        return PROCESS_BYTES + sum(model.bytes for model in self.models)
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """The most memory, as a server prints it at start; None without a model."""
+        manifests = [model.manifest for model in self.models if model.manifest]
+        if not manifests:
+            return None
+        lanes, tokens = self.setting("lanes").value, self.setting("tokens_per_pass").value
+        return estimate(self.needed, manifests, lanes, tokens, self.settings)
 
     def advice(self) -> list[str]:
         """What an operator should know or do; the least urgent last."""
@@ -92,7 +112,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
     merged = attempt(lambda: merge(known, os.environ, flags, paths["models"]))
     settings = merged or Settings()
     key_file = Path(settings.api_keys_file) if settings.api_keys_file else None
-    attempt(lambda: Keys(key_file, keys))
+    accepted = attempt(lambda: Keys(key_file, keys))
     artifacts = paths["artifacts"]
     if read:
         attempt(lambda: choose(known.models, names, artifacts, settings.skip_missing))
@@ -105,11 +125,12 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
         settings=settings,
         origins={
             name: origin(name, known, os.environ, flags) if merged else "default"
-            for name in SHOWN_SETTINGS
+            for name in SETTINGS
         },
         providers=backend.available(),
         models=tuple(models),
         problems=tuple(problems),
+        has_keys=bool(accepted),
     )
 
 
@@ -136,13 +157,14 @@ def _missing(report: Report) -> Iterator[str]:
 
 
 def _memory(report: Report) -> Iterator[str]:
-    memory = report.host.memory
-    need = PROCESS_BYTES + sum(model.bytes for model in report.models)
-    if memory and memory.value < need:
+    memory, most = report.host.memory, report.footprint
+    if memory and memory.value < report.needed:
         yield (
             f"memory is {memory.value // _MIB} MiB ({memory.origin}) and these models need about "
-            f"{need // _MIB}: raise the limit, or serve fewer with --model"
+            f"{report.needed // _MIB}: raise the limit, or serve fewer with --model"
         )
+    elif most and (advice := most.advice(memory)):
+        yield f"requests may take memory to {most.most / 1e6:.0f} MB; {advice}"
 
 
 def _descriptors(report: Report) -> Iterator[str]:
@@ -171,9 +193,17 @@ def _instructions(report: Report) -> Iterator[str]:
         yield "this processor has no AVX2 (or it is hidden): expect a fraction of the throughput"
 
 
+def _public(report: Report) -> Iterator[str]:
+    if not report.has_keys and not is_loopback(report.settings.host):
+        yield (
+            f"anyone who reaches {report.settings.host} can use this server: set api_keys_file or "
+            "EMBEDSERVE_API_KEYS, or let only a proxy reach it"
+        )
+
+
 def _tuned(report: Report) -> Iterator[str]:
     if all(report.origins[name] == "default" for name in ("lanes", "tokens_per_pass")):
         yield "lanes and tokens_per_pass are defaults: `embedserve tune --write` measures them here"
 
 
-_RULES = (_missing, _memory, _descriptors, _quota, _instructions, _tuned)
+_RULES = (_missing, _memory, _descriptors, _quota, _instructions, _public, _tuned)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from embedserve.artifact import Manifest
 from embedserve.host import Known
+from embedserve.pending import ANSWER_COPIES, BODY_COPIES
 from embedserve.settings import Settings
 
 # Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
@@ -59,13 +60,21 @@ def estimate(
     loaded: int, manifests: Iterable[Manifest], lanes: int, tokens_per_pass: int, settings: Settings
 ) -> Footprint:
     """Sum up what the settings allow. `loaded`: resident bytes now."""
+    known = list(manifests)
     return Footprint(
         loaded=loaded,
-        passes=lanes * max(_pass(manifest, tokens_per_pass) for manifest in manifests),
-        pending=settings.max_pending_mb * 1_000_000,
+        passes=lanes * max(_pass(manifest, tokens_per_pass) for manifest in known),
+        # The largest request is taken when it is alone, whatever the setting.
+        pending=max(settings.max_pending_mb * 1_000_000, *(_largest(m, settings) for m in known)),
         cache=settings.cache_mb * 1_000_000,
         connections=settings.max_connections * _CONNECTION,
     )
+
+
+def _largest(manifest: Manifest, settings: Settings) -> int:
+    """Bytes that the largest request holds, its body and its answer."""
+    answer = 4 * ANSWER_COPIES * settings.max_inputs * manifest.dimension
+    return BODY_COPIES * settings.max_body_bytes + answer
 
 
 def _pass(manifest: Manifest, tokens_per_pass: int) -> int:

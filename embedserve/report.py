@@ -10,7 +10,8 @@ from typing import Any
 
 from embedserve import __version__
 from embedserve.backend import PROVIDERS, VERSION
-from embedserve.doctor import SHOWN_SETTINGS, Model, Report
+from embedserve.doctor import SETTINGS, Model, Report
+from embedserve.footprint import Footprint
 from embedserve.host import Host, Known
 
 _MIB, _GIB = 2**20, 2**30
@@ -28,7 +29,8 @@ def as_json(report: Report) -> str:
         "onnxruntime": {"version": VERSION, "providers": report.providers},
         "provider": {"name": asked, "available": asked in report.providers},
         "host": {name: _pair(known) for name, known in asdict(report.host).items()},
-        "settings": {name: _pair(report.setting(name)) for name in SHOWN_SETTINGS},
+        "settings": {name: _pair(report.setting(name)) for name in SETTINGS},
+        "memory_bound": _bound(report.footprint),
         "models": [_model(model) for model in report.models],
         "advice": report.advice(),
         "problems": [str(problem) for problem in report.problems],
@@ -54,6 +56,10 @@ def _model(model: Model) -> dict[str, Any]:
     }
 
 
+def _bound(footprint: Footprint | None) -> dict[str, int] | None:
+    return {**asdict(footprint), "most": footprint.most} if footprint else None
+
+
 def as_text(report: Report) -> str:
     """Sections of aligned rows, then advice, then whether a server could start."""
     lines = [
@@ -61,8 +67,10 @@ def as_text(report: Report) -> str:
         f"onnxruntime {VERSION} ({', '.join(report.providers)})"
     ]
     lines += _section("host", list(_host_rows(report.host)))
-    settings = [(name, *report.setting(name)) for name in SHOWN_SETTINGS]
-    lines += _section("settings", [(name, str(value), where) for name, value, where in settings])
+    settings = [(name, *report.setting(name)) for name in SETTINGS]
+    lines += _section("settings", [(name, _shown(value), where) for name, value, where in settings])
+    if report.footprint:
+        lines += _section("memory of a server", list(_memory_rows(report.footprint)))
     for model in report.models:
         lines += _section(f"model {model.name}", list(_model_rows(model)))
     lines += ["", "advice", *(f"  {line}" for line in report.advice() or ["none"]), ""]
@@ -75,9 +83,19 @@ def as_text(report: Report) -> str:
     )
 
 
+def _shown(value: object) -> str:
+    """A setting's value as it is written on a command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def _section(title: str, rows: Sequence[Row]) -> list[str]:
+    first = max(14, *(len(label) for label, _, _ in rows))
     width = max((len(value) for _, value, where in rows if where), default=0)
-    shown = [f"  {label:16}{value:{width}}  {where}".rstrip() for label, value, where in rows]
+    shown = [
+        f"  {label:{first}}  {value:{width}}  {where}".rstrip() for label, value, where in rows
+    ]
     return ["", title, *shown]
 
 
@@ -92,6 +110,12 @@ def _host_rows(host: Host) -> Iterator[Row]:
         yield "memory", f"{host.memory.value / _GIB:.1f} GiB", host.memory.origin
     if host.descriptors:
         yield "descriptors", f"{host.descriptors.value}", host.descriptors.origin
+
+
+def _memory_rows(footprint: Footprint) -> Iterator[Row]:
+    for label, value in asdict(footprint).items():
+        yield label, f"{value / 1e6:.0f} MB", ""
+    yield "at most", f"{footprint.most / 1e6:.0f} MB", ""
 
 
 def _model_rows(model: Model) -> Iterator[Row]:

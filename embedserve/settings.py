@@ -28,7 +28,7 @@ def _any(value: Any) -> bool:
 
 
 def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: low <= value <= high), f"{low:g} to {high:g}"
+    return (lambda value: low <= value <= high), f"{low:.12g} to {high:.12g}"
 
 
 def _one_of(*choices: str) -> tuple[Callable[[Any], bool], str]:
@@ -114,8 +114,8 @@ def merge(
         if not variable.startswith(ENVIRONMENT_PREFIX) or name in PATHS or variable == KEYS:
             continue
         if name not in known:
-            accepted = ", ".join(ENVIRONMENT_PREFIX + n.upper() for n in (*PATHS, *known))
-            raise StartupError(f"environment: {variable} is no setting; known: {accepted}")
+            names = ", ".join(ENVIRONMENT_PREFIX + n.upper() for n in (*PATHS, *known))
+            raise StartupError(f"environment: {variable} is no setting; known: {names}")
         values[name] = _parsed(known[name], text, variable)
     for name, text in flags.items():
         values[name] = _parsed(known[name], text, "--" + name.replace("_", "-"))
@@ -148,7 +148,7 @@ def _parsed(setting: Field[Any], text: str, where: str) -> Any:
     try:
         value = kind(text)
     except ValueError:
-        raise StartupError(f'{where} = "{text}"; {_accepted(setting)}') from None
+        raise StartupError(f'{where} = "{text}"; {accepted(setting)}') from None
     return _typed(setting, value, where)
 
 
@@ -159,11 +159,12 @@ def _typed(setting: Field[Any], value: Any, where: str) -> Any:
     if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
         value = tuple(value)
     if type(value) is not kind or not setting.metadata["check"](value):
-        raise StartupError(f"{where} = {shown(value)}; {_accepted(setting)}")
+        raise StartupError(f"{where} = {shown(value)}; {accepted(setting)}")
     return value
 
 
-def _accepted(setting: Field[Any]) -> str:
+def accepted(setting: Field[Any]) -> str:
+    """Say in words what a setting may be."""
     kind = setting.metadata["kind"]
     names = {int: "an integer", float: "a number", bool: "true or false", tuple: "a list of"}
     return " ".join(part for part in (names.get(kind, ""), setting.metadata["accepted"]) if part)

@@ -120,7 +120,8 @@ def _check_digests(directory: Path, spec: ModelSpec) -> None:
 
 def _from_directory(directory: Path) -> Path:
     if not directory.is_dir():
-        raise _UnusableError("no such directory", Exit.NOINPUT)
+        above = directory.parent  # --from itself: it is the model, or has one under its name
+        raise _UnusableError(f"no such directory, and {above} has no modules.json", Exit.NOINPUT)
     return directory
 
 

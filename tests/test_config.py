@@ -499,6 +499,7 @@ class TestSettings:
         ("name", "accepted"),
         [
             ("port", "an integer 0 to 65535"),
+            ("max_body_bytes", "an integer 1 to 2147483647"),
             ("max_wait", "a number 0.001 to 3600"),
             ("provider", "one of cpu, cuda"),
             ("skip_missing", "true or false"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,11 @@ from embedserve.errors import Exit
 from embedserve.host import Host, Known
 from embedserve.settings import Settings, origin
 from tests import tiny
-from tests.conftest import run
+from tests.conftest import SERVE, environment, run
 
 KEYS = {
     "version", "python", "onnxruntime", "provider", "host", "settings", "models", "advice",
-    "problems", "status",
+    "problems", "status", "memory_bound",
 }  # fmt: skip
 MODEL_KEYS = {
     "name", "artifact", "present", "intact", "problem", "bytes", "fingerprint", "precision",
@@ -81,6 +85,17 @@ class TestHealthy:
         assert "embedserve tune" in done.stdout
         assert done.stdout.splitlines()[-1].startswith("can serve")
 
+    def test_reader_that_leaves(self, place: Path) -> None:
+        """`doctor | head` ends like any command whose reader has seen enough: no traceback."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [SERVE, "doctor", *flags(place)]
+        with os.fdopen(writer, "wb") as closed:
+            done = subprocess.run(
+                command, stdout=closed, stderr=subprocess.PIPE, env=environment(), timeout=60
+            )
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
     def test_skip_missing(self, place: Path) -> None:
         """A missing artifact that may be missing is advice, not a problem."""
         status, report = examined(place, "--skip-missing")
@@ -92,12 +107,14 @@ class TestHealthy:
         """Each setting says where it was set; the later place wins."""
         env = {"EMBEDSERVE_TOKENS_PER_PASS": "128"}
         _, report = examined(place, "--lanes", "3", **env)
-        assert report["settings"] == {
+        assert set(report["settings"]) == {f.name for f in fields(Settings)}
+        set_here = {
             "provider": {"value": "cpu", "origin": "default"},
             "lanes": {"value": 3, "origin": "--lanes"},
             "tokens_per_pass": {"value": 128, "origin": "EMBEDSERVE_TOKENS_PER_PASS"},
             "max_connections": {"value": 10, "origin": "[server]"},
         }
+        assert set_here.items() <= report["settings"].items()
         assert not any("embedserve tune" in line for line in report["advice"])
 
     def test_what_a_provider_serves_best(self, place: Path) -> None:
@@ -107,6 +124,17 @@ class TestHealthy:
         assert report["settings"]["tokens_per_pass"]["value"] == 16_384
         _, report = examined(place)
         assert report["settings"]["tokens_per_pass"]["value"] == 256
+
+    def test_memory_bound(self, place: Path) -> None:
+        """The most memory is the sum that a server prints: settings count as they are set."""
+        allowed = ("--max-pending-mb", "7", "--max-body-bytes", "1000000")
+        _, report = examined(place, "--model", "tiny", *allowed)
+        bound = report["memory_bound"]
+        assert bound["pending"] == 7_000_000
+        assert bound["connections"] == 10 * 40_000
+        assert bound["most"] == sum(v for k, v in bound.items() if k != "most") + 64_000_000
+        text = run("doctor", *flags(place), "--model", "tiny", *allowed).stdout
+        assert re.search(rf"^  at most +{bound['most'] / 1e6:.0f} MB$", text, re.MULTILINE)
 
     def test_no_session(self, place: Path) -> None:
         """It opens no session: a graph that cannot be loaded, but is the manifest's, is intact."""
@@ -235,9 +263,10 @@ class TestAdvice:
             ({"settings": Settings(lanes=9)}, "lanes = 9 is more than the 8 cores"),
             ({"descriptors": Known(1024, "RLIMIT_NOFILE")}, "max_connections = 10000"),
             ({"memory": Known(2**26, "memory.max")}, "memory is 64 MiB (memory.max)"),
+            ({"settings": Settings(host="::")}, "anyone who reaches ::"),
             ({"origins": {"lanes": "default", "tokens_per_pass": "default"}}, "embedserve tune"),
         ],
-        ids=["quota", "lanes", "descriptors", "memory", "not tuned"],
+        ids=["quota", "lanes", "descriptors", "memory", "no keys", "not tuned"],
     )
     def test_one(self, parts: dict[str, Any], said: str) -> None:
         """One line for each limit that is too low, with the figure and where it stands."""
@@ -252,6 +281,16 @@ class TestAdvice:
         assert found(models=(model,)).advice() == []
         (line,) = found(models=(model,), memory=Known(2**30, "memory.max")).advice()
         assert "need about 1152" in line
+
+    def test_memory_of_requests(self) -> None:
+        """Room for the models, and not for all that the settings let in: what to lower."""
+        model = Model("tiny", Path("tiny"), tiny.manifest(), None)
+        (line,) = found(models=(model,), memory=Known(2**28, "memory.max")).advice()
+        assert "268 MB there are (memory.max): lower max_connections" in line
+
+    def test_keys(self) -> None:
+        """With keys a public address is nothing to say."""
+        assert replace(found(settings=Settings(host="::")), has_keys=True).advice() == []
 
     @pytest.mark.parametrize(("architecture", "lines"), [("x86_64", 1), ("aarch64", 0)])
     def test_no_avx2(self, architecture: str, lines: int) -> None:

@@ -27,7 +27,15 @@ def most(lanes: int = 2, tokens: int = 256, *, manifest: object = MINILM, **chan
 @pytest.mark.parametrize("setting", ["max_pending_mb", "cache_mb"])
 def test_megabytes_count_in_full(setting: str) -> None:
     """What a setting allows is in the sum."""
-    assert most(**{setting: 1100}) - most(**{setting: 100}) == 1_000_000_000
+    assert most(**{setting: 1200}) - most(**{setting: 200}) == 1_000_000_000
+
+
+def test_the_largest_request_counts() -> None:
+    """It is taken when it is alone, though it is more than max_pending_mb: so is it counted."""
+    wide = replace(MINILM, dimension=1000)
+    small = most(manifest=wide, max_pending_mb=1, max_body_bytes=2_000_000, max_inputs=10)
+    large = most(manifest=wide, max_pending_mb=1, max_body_bytes=5_000_000, max_inputs=110)
+    assert large - small == 3 * 3_000_000 + 100 * 1000 * 20
 
 
 def test_lanes_and_passes_count() -> None:

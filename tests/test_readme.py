@@ -1,35 +1,38 @@
-"""The README's tables say what the code says."""
+"""The tables of README and docs/ say what the code says."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import fields
 
+from embedserve.config import shown
 from embedserve.errors import ERRORS
 from embedserve.metrics import METRICS
-from embedserve.settings import Settings
+from embedserve.settings import Settings, accepted
 from tests.conftest import ROOT
+from tests.documents import table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def table(head: str) -> list[list[str]]:
-    """The rows of the table whose head line starts with `head`."""
-    lines = README.split(f"\n{head}")[1].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-
-
 def test_settings() -> None:
-    """Each setting with its default and meaning, in the order of the code."""
-    rows = [[f"`{f.name}`", f"`{f.default}`", f.metadata["help"]] for f in fields(Settings)]
+    """Each setting with its default as in TOML, what is accepted, and its meaning."""
+    rows = [
+        [f"`{f.name}`", f"`{_toml(f.default)}`", accepted(f), f.metadata["help"]]
+        for f in fields(Settings)
+    ]
     assert table("| setting |") == rows
+
+
+def _toml(value: object) -> str:
+    return "[]" if value == () else shown(value)
 
 
 def test_errors() -> None:
     """Each error code under its status."""
     listed = {
         (int(status), code)
-        for status, codes in table("| status |")
+        for status, codes in table("| status | codes |")
         for code in codes.split("(")[0].strip().split(", ")
     }
     assert listed == {(status, code) for code, (status, _) in ERRORS.items()}
@@ -45,7 +48,7 @@ def test_client_versions() -> None:
     """The versions said to be tried are those that the tests install."""
     python = (ROOT / "requirements" / "clients.txt").read_text()
     node = (ROOT / "tests" / "clients" / "package.json").read_text()
-    for client, version in table("| client |")[:-1]:
+    for client, version in table("| client | version tried |")[:-1]:
         name = client.split(" ")[0].strip(",").lower()
         if "JavaScript" in client:
             assert f'"{name}": "{version}"' in node

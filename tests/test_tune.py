@@ -130,7 +130,9 @@ class TestCommand:
         assert f"lanes = {server['lanes']}\ntokens_per_pass = {server['tokens_per_pass']}\n" in text
         assert f"\nlanes = {server['lanes']}\n" in done.stdout
         assert "port = 1  # one" in text
-        assert run("doctor", *self.flags(place), "--model", "tiny").stdout.count("[server]") == 2
+        report = json.loads(run("doctor", "--json", *self.flags(place), "--model", "tiny").stdout)
+        for key in ("lanes", "tokens_per_pass"):
+            assert report["settings"][key] == {"value": server[key], "origin": "[server]"}
 
     def test_only_shown(self, place: Path) -> None:
         """Without --write models.toml stays as it was."""

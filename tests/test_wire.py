@@ -276,10 +276,11 @@ class TestAliases:
         """An alias that cannot be answered stops the start."""
         tables = {"tiny": "", "matryoshka": ""}
         models = tiny.models_toml(tmp_path / "m.toml", tables, server=f"[aliases.x]\n{alias}")
-        done = run("serve", "--port", "0", "--models", models, "--artifacts", tiny_artifacts)
-        assert done.returncode == 78
-        assert "[aliases.x]" in done.stderr
-        assert said in done.stderr
+        for command in (("serve", "--port", "0"), ("verify",)):
+            done = run(*command, "--models", models, "--artifacts", tiny_artifacts)
+            assert done.returncode == 78
+            assert "[aliases.x]" in done.stderr
+            assert said in done.stderr
 
 
 class TestTokenize:

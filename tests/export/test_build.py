@@ -283,6 +283,17 @@ def test_from_with_several_models_looks_into_their_directories(
     assert "exported" in capsys.readouterr().out
 
 
+def test_from_a_plain_transformers_directory(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is missing is said of the directory that was named, not only of the one looked for."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "config.json").write_text("{}")
+    assert run(models, tmp_path / "x", "other", "--from", str(plain)) == Exit.NOINPUT
+    assert f"no such directory, and {plain} has no modules.json" in capsys.readouterr().out
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
