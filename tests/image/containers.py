@@ -1,0 +1,282 @@
+"""Containers of the image, confined as an operator would: by podman, by docker, or of a bundle.
+
+buildah builds images and runs none: then its working container's root becomes an OCI bundle, which
+crun or runc starts with what the image's configuration says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+SECONDS = 120.0  # nothing that is waited for here takes a third of it
+EXPORT_SECONDS = 1800.0
+USER = 65532
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image's configuration, as the OCI specification names its parts."""
+
+    entrypoint: list[str]
+    command: list[str]
+    environment: list[str]
+    user: str
+    directory: str
+    labels: Mapping[str, str]
+    health: list[str]
+
+
+class Container(Protocol):
+    """One container that runs."""
+
+    def execute(self, *command: str) -> subprocess.Popen[str]:
+        """Start another process in it, as its own user."""
+
+    def terminate(self) -> None:
+        """SIGTERM to its process 1."""
+
+    def wait(self) -> int:
+        """Return the exit status of its process 1."""
+
+    def log(self) -> str:
+        """What it wrote on standard error."""
+
+
+def run(*command: str | Path, seconds: float = SECONDS) -> str:
+    """Run a command of the host; its standard output."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
+    return done.stdout
+
+
+# -- podman and docker ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineContainer:
+    engine: str
+    name: str
+
+    def execute(self, *command: str) -> subprocess.Popen[str]:
+        return _piped(self.engine, "exec", self.name, *command)
+
+    def terminate(self) -> None:
+        run(self.engine, "kill", "--signal", "TERM", self.name)
+
+    def wait(self) -> int:
+        return int(run(self.engine, "wait", self.name))
+
+    def log(self) -> str:
+        return subprocess.run(
+            [self.engine, "logs", self.name], capture_output=True, text=True, check=True
+        ).stderr
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """podman or docker."""
+
+    program: str
+
+    def inspect(self, image: str) -> Image:
+        """Read an image's configuration."""
+        (found,) = json.loads(run(self.program, "image", "inspect", image))
+        # podman has it beside the configuration, docker in it.
+        health = found["Config"].get("Healthcheck") or found.get("Healthcheck") or {}
+        return _image(found["Config"], health)
+
+    def run(self, image: str, volume: str, flags: Sequence[str], *arguments: str) -> str:
+        """Run an image's program to its end, not confined; its standard output."""
+        command = ("run", "--rm", "--volume", volume, *flags, image)
+        return run(self.program, *command, *arguments, seconds=EXPORT_SECONDS)
+
+    @contextlib.contextmanager
+    def start(self, image: str, artifacts: Path, scratch: Path, *flags: str) -> Iterator[Container]:
+        """Run the server, and remove the container at the end."""
+        name = _name()
+        confined = ("--read-only", "--cap-drop", "ALL", "--network", "none", "--user", str(USER))
+        command = ("run", "--detach", "--name", name, *confined)
+        volume = f"{artifacts.resolve()}:/artifacts:ro"
+        run(self.program, *command, "--volume", volume, image, *flags)
+        try:
+            yield _EngineContainer(self.program, name)
+        finally:
+            run(self.program, "rm", "--force", name)
+
+
+# -- buildah, with crun or runc ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _BundleContainer:
+    runtime: tuple[str, ...]
+    name: str
+    process: subprocess.Popen[bytes]
+    logged: Path
+
+    def execute(self, *command: str) -> subprocess.Popen[str]:
+        return _piped(*self.runtime, "exec", self.name, *command)
+
+    def terminate(self) -> None:
+        run(*self.runtime, "kill", self.name, "TERM")
+
+    def wait(self) -> int:
+        return self.process.wait(SECONDS)
+
+    def log(self) -> str:
+        return self.logged.read_text()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundles:
+    """The roots of buildah's working containers, started by an OCI runtime."""
+
+    buildah: str
+    runtime: tuple[str, ...]
+
+    def inspect(self, image: str) -> Image:
+        """Read an image's configuration."""
+        found = json.loads(run(self.buildah, "inspect", "--type", "image", image))
+        return _image(found["Docker"]["config"], found["Docker"]["config"].get("Healthcheck") or {})
+
+    def run(self, image: str, volume: str, flags: Sequence[str], *arguments: str) -> str:
+        """Run an image's program to its end, not confined; its standard output."""
+        name = run(self.buildah, "from", "--pull-never", image).strip()
+        command = (*self.inspect(image).entrypoint, *arguments)
+        options = ("run", "--volume", volume, *flags)
+        try:
+            return run(self.buildah, *options, name, "--", *command, seconds=EXPORT_SECONDS)
+        finally:
+            run(self.buildah, "rm", name)
+
+    @contextlib.contextmanager
+    def start(self, image: str, artifacts: Path, scratch: Path, *flags: str) -> Iterator[Container]:
+        """Run the server, and remove the container at the end."""
+        with self.mounted(image) as root:
+            specification = bundle(self.inspect(image), root, artifacts, flags)
+            (scratch / "config.json").write_text(json.dumps(specification))
+            name, logged = _name(), scratch / "log"
+            command = [*self.runtime, "run", "--bundle", str(scratch), name]
+            with logged.open("wb") as output:
+                process = subprocess.Popen(command, stdout=output, stderr=output)
+            try:
+                yield _BundleContainer(self.runtime, name, process, logged)
+            finally:
+                if process.poll() is None:
+                    run(*self.runtime, "kill", name, "KILL")
+                    process.wait(SECONDS)
+
+    @contextlib.contextmanager
+    def mounted(self, image: str) -> Iterator[Path]:
+        """The root of a working container, removed at the end."""
+        name = run(self.buildah, "from", "--pull-never", image).strip()
+        try:
+            yield Path(run(self.buildah, "mount", name).strip())
+        finally:
+            run(self.buildah, "rm", name)
+
+
+def bundle(image: Image, root: Path, artifacts: Path, flags: Sequence[str]) -> dict[str, Any]:
+    """Return config.json of an OCI bundle: read-only, no capability, a network of its own.
+
+    A network namespace that is made anew has its loopback and nothing else.
+    https://github.com/opencontainers/runtime-spec/blob/main/config.md
+    """
+    limited = ["nosuid", "noexec", "nodev"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": {"uid": USER, "gid": USER},
+            "args": [*image.entrypoint, *(flags or image.command)],
+            "env": image.environment,
+            "cwd": image.directory or "/",
+            "capabilities": {
+                kind: []
+                for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")
+            },
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(root), "readonly": True},
+        "hostname": "image-test",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {
+                "destination": "/dev",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "mode=755", "size=64k"],
+            },
+            {
+                "destination": "/sys",
+                "type": "sysfs",
+                "source": "sysfs",
+                "options": [*limited, "ro"],
+            },
+            {
+                "destination": "/artifacts",
+                "type": "bind",
+                "source": str(artifacts.resolve()),
+                "options": ["rbind", "ro", *limited],
+            },
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
+            "maskedPaths": ["/proc/kcore", "/proc/keys", "/sys/firmware"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
+        },
+    }
+
+
+# -- which -----------------------------------------------------------------------------------------
+
+# An OCI runtime needs no cgroup of its own for this test: crun can be told so, runc does without
+# where it finds none.
+RUNTIMES = (("crun", "--cgroup-manager=disabled"), ("runc",))
+
+
+def runner() -> Engine | Bundles:
+    """What the images were built with can run them; AssertionError where it cannot."""
+    program = os.environ["CONTAINER"]
+    assert shutil.which(program), "no podman, docker or buildah here: install one"
+    if Path(program).name != "buildah":
+        return Engine(program)
+    for runtime in RUNTIMES:
+        if shutil.which(runtime[0]):
+            return Bundles(program, runtime)
+    raise AssertionError("buildah runs no image: install crun or runc beside it")
+
+
+def _image(config: Mapping[str, Any], health: Mapping[str, Any]) -> Image:
+    return Image(
+        entrypoint=config.get("Entrypoint") or [],
+        command=config.get("Cmd") or [],
+        environment=config.get("Env") or [],
+        user=config.get("User") or "",
+        directory=config.get("WorkingDir") or "",
+        labels=config.get("Labels") or {},
+        health=health.get("Test") or [],
+    )
+
+
+def _name() -> str:
+    return f"image-test-{secrets.token_hex(4)}"
+
+
+def _piped(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
