@@ -88,13 +88,14 @@ image-base:  ## Debian 12 with Python as an image, where no registry can be reac
 	$(BUILD_IMAGE) --tag $(IMAGE)-base -f deploy/Containerfile.base build/base
 
 # Read-only, without capabilities, network and HOME; with buildah also crun or runc is needed.
-image-test: image .venv-dev/.installed artifacts/.exported build/sbom.cdx.json  ## run the image for real
+image-test: image sbom .venv-dev/.installed artifacts/.exported  ## run the image for real
 	$(IMAGE_TEST) tests/image/test_image.py
 
 image-export-test: image image-export .venv-dev/.installed  ## export with one, serve with the other
 	$(IMAGE_TEST) tests/image/test_export_image.py
 
-sbom: build/sbom.cdx.json  ## what the image has of Python, as CycloneDX
+sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
+	$(BUILD_EMBEDSERVE) --target sbom --output type=local,dest=build -f Containerfile .
 
 # Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
 bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
@@ -129,7 +130,7 @@ lock:  ## write the lock files anew (needs uv)
 	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench .venv-sbom artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -169,20 +170,6 @@ clean:
 	.venv-bench/bin/python $(PIP_TORCH)
 	.venv-bench/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/bench.txt
 	@touch $@
-
-.venv-sbom/.installed: requirements/sbom.txt
-	$(PYTHON) -m venv .venv-sbom
-	.venv-sbom/bin/python $(PIP_INSTALL) --require-hashes -r requirements/sbom.txt
-	@touch $@
-
-# The environment of the Containerfile, made the same way, and what is in it.
-build/sbom.cdx.json: .venv-sbom/.installed $(SERVE_LOCK) requirements/serve-unused.txt pyproject.toml deploy/sbom.py
-	rm -rf build/served && $(PYTHON) -m venv --without-pip build/served
-	.venv-sbom/bin/pip --python build/served/bin/python install --quiet --no-deps --require-hashes -r $(SERVE_LOCK)
-	.venv-sbom/bin/pip --python build/served/bin/python uninstall --quiet --yes -r requirements/serve-unused.txt
-	.venv-sbom/bin/pip --python build/served/bin/python install --quiet --no-deps .
-	.venv-sbom/bin/python -m deploy.sbom build/served/bin/python $(SERVE_LOCK) > $@.part
-	mv $@.part $@
 
 artifacts/.exported: models.toml | .venv-export/.installed
 	$(MAKE) export

@@ -1,7 +1,7 @@
 """Containers of the image, confined as an operator would: by podman, by docker, or of a bundle.
 
 buildah builds images and runs none: then its working container's root becomes an OCI bundle, which
-crun or runc starts with what the image's configuration says.
+runc starts with what the image's configuration says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, Protocol
 SECONDS = 120.0  # nothing that is waited for here takes a third of it
 EXPORT_SECONDS = 1800.0
 USER = 65532
+# Runtimes give every process a HOME, the one of passwd or /: this is none.
+NO_HOME = "HOME=/nonexistent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class Container(Protocol):
 
     def terminate(self) -> None:
         """SIGTERM to its process 1."""
+
+    def runs(self) -> bool:
+        """Whether its process 1 has not ended."""
 
     def wait(self) -> int:
         """Return the exit status of its process 1."""
@@ -71,6 +76,9 @@ class _EngineContainer:
 
     def terminate(self) -> None:
         run(self.engine, "kill", "--signal", "TERM", self.name)
+
+    def runs(self) -> bool:
+        return run(self.engine, "inspect", "--format", "{{.State.Running}}", self.name) == "true\n"
 
     def wait(self) -> int:
         return int(run(self.engine, "wait", self.name))
@@ -104,6 +112,7 @@ class Engine:
         """Run the server, and remove the container at the end."""
         name = _name()
         confined = ("--read-only", "--cap-drop", "ALL", "--network", "none", "--user", str(USER))
+        confined += ("--env", NO_HOME)
         command = ("run", "--detach", "--name", name, *confined)
         volume = f"{artifacts.resolve()}:/artifacts:ro"
         run(self.program, *command, "--volume", volume, image, *flags)
@@ -113,21 +122,24 @@ class Engine:
             run(self.program, "rm", "--force", name)
 
 
-# -- buildah, with crun or runc ------------------------------------------------------------------
+# -- buildah, with runc ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _BundleContainer:
-    runtime: tuple[str, ...]
+    runtime: str
     name: str
     process: subprocess.Popen[bytes]
     logged: Path
 
     def execute(self, *command: str) -> subprocess.Popen[str]:
-        return _piped(*self.runtime, "exec", self.name, *command)
+        return _piped(self.runtime, "exec", self.name, *command)
 
     def terminate(self) -> None:
-        run(*self.runtime, "kill", self.name, "TERM")
+        run(self.runtime, "kill", self.name, "TERM")
+
+    def runs(self) -> bool:
+        return self.process.poll() is None
 
     def wait(self) -> int:
         return self.process.wait(SECONDS)
@@ -141,7 +153,7 @@ class Bundles:
     """The roots of buildah's working containers, started by an OCI runtime."""
 
     buildah: str
-    runtime: tuple[str, ...]
+    runtime: str
 
     def inspect(self, image: str) -> Image:
         """Read an image's configuration."""
@@ -165,14 +177,14 @@ class Bundles:
             specification = bundle(self.inspect(image), root, artifacts, flags)
             (scratch / "config.json").write_text(json.dumps(specification))
             name, logged = _name(), scratch / "log"
-            command = [*self.runtime, "run", "--bundle", str(scratch), name]
+            command = [self.runtime, "run", "--bundle", str(scratch), name]
             with logged.open("wb") as output:
                 process = subprocess.Popen(command, stdout=output, stderr=output)
             try:
                 yield _BundleContainer(self.runtime, name, process, logged)
             finally:
                 if process.poll() is None:
-                    run(*self.runtime, "kill", name, "KILL")
+                    run(self.runtime, "kill", name, "KILL")
                     process.wait(SECONDS)
 
     @contextlib.contextmanager
@@ -198,7 +210,7 @@ def bundle(image: Image, root: Path, artifacts: Path, flags: Sequence[str]) -> d
             "terminal": False,
             "user": {"uid": USER, "gid": USER},
             "args": [*image.entrypoint, *(flags or image.command)],
-            "env": image.environment,
+            "env": [*image.environment, NO_HOME],
             "cwd": image.directory or "/",
             "capabilities": {
                 kind: []
@@ -239,10 +251,6 @@ def bundle(image: Image, root: Path, artifacts: Path, flags: Sequence[str]) -> d
 
 # -- which -----------------------------------------------------------------------------------------
 
-# An OCI runtime needs no cgroup of its own for this test: crun can be told so, runc does without
-# where it finds none.
-RUNTIMES = (("crun", "--cgroup-manager=disabled"), ("runc",))
-
 
 def runner() -> Engine | Bundles:
     """What the images were built with can run them; AssertionError where it cannot."""
@@ -250,10 +258,8 @@ def runner() -> Engine | Bundles:
     assert shutil.which(program), "no podman, docker or buildah here: install one"
     if Path(program).name != "buildah":
         return Engine(program)
-    for runtime in RUNTIMES:
-        if shutil.which(runtime[0]):
-            return Bundles(program, runtime)
-    raise AssertionError("buildah runs no image: install crun or runc beside it")
+    assert shutil.which("runc"), "buildah runs no image: install runc beside it"
+    return Bundles(program, "runc")
 
 
 def _image(config: Mapping[str, Any], health: Mapping[str, Any]) -> Image:

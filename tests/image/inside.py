@@ -1,6 +1,6 @@
 """What the tests run inside the container, with the image's own Python: its text is passed by -c.
 
-python -c TEXT files | libraries | process | embed | metric NAME. Standard library alone; JSON out.
+python -c TEXT files | libraries | process | embed REQUEST | ... Standard library alone; JSON out.
 """
 
 from __future__ import annotations
@@ -110,6 +110,12 @@ def embed(content: str) -> dict[str, Any]:
     """POST /v1/embeddings: status and body."""
     status, text = ask("POST", "/v1/embeddings", content)
     return {"status": status, "body": json.loads(text)}
+
+
+def embed_long(model: str, count: str) -> dict[str, Any]:
+    """Seconds of work: so many texts, each past the model's limit, no two equal."""
+    texts = [f"{number} " + "one word after the other " * 60 for number in range(int(count))]
+    return embed(json.dumps({"model": model, "input": texts}))
 
 
 def metric(name: str) -> float:
