@@ -95,7 +95,7 @@ image-export-test: image image-export .venv-dev/.installed  ## export with one, 
 	$(IMAGE_TEST) tests/image/test_export_image.py
 
 sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
-	$(BUILD_EMBEDSERVE) --target sbom --output type=local,dest=build -f Containerfile .
+	$(BUILD_EMBEDSERVE) --target sbom --tag $(IMAGE)-sbom --output type=local,dest=build -f Containerfile .
 
 # Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
 bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
