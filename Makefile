@@ -41,7 +41,7 @@ IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
   .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
 
 .PHONY: serve export test test-serve test-export test-clients test-slow test-faults
-.PHONY: image image-export image-base image-test image-export-test sbom
+.PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -87,12 +87,16 @@ image-base:  ## Debian 12 with Python as an image, where no registry can be reac
 	  bookworm build/base/base.tar $(DEBIAN_MIRROR)
 	$(BUILD_IMAGE) --tag $(IMAGE)-base -f deploy/Containerfile.base build/base
 
-# Read-only, without capabilities, network and HOME; with buildah also crun or runc is needed.
+# Read-only, without capabilities, network and HOME; with buildah runc is needed, too.
 image-test: image sbom .venv-dev/.installed artifacts/.exported  ## run the image for real
 	$(IMAGE_TEST) tests/image/test_image.py
 
 image-export-test: image image-export .venv-dev/.installed  ## export with one, serve with the other
-	$(IMAGE_TEST) tests/image/test_export_image.py
+	$(IMAGE_TEST) --timeout 1800 tests/image/test_export_image.py
+
+image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not docker)
+	$(MAKE) image IMAGE=$(IMAGE)-again
+	$(IMAGE_TEST) tests/image/test_reproducible.py
 
 sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
 	$(BUILD_EMBEDSERVE) --target sbom --tag $(IMAGE)-sbom --output type=local,dest=build -f Containerfile .

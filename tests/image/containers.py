@@ -35,6 +35,7 @@ class Image:
     directory: str
     labels: Mapping[str, str]
     health: list[str]
+    layers: list[str]
 
 
 class Container(Protocol):
@@ -95,12 +96,16 @@ class Engine:
 
     program: str
 
+    def build(self, name: str, file: Path, context: Path, **arguments: str) -> None:
+        """Build an image."""
+        _build(self.program, name, file, context, arguments)
+
     def inspect(self, image: str) -> Image:
         """Read an image's configuration."""
         (found,) = json.loads(run(self.program, "image", "inspect", image))
         # podman has it beside the configuration, docker in it.
         health = found["Config"].get("Healthcheck") or found.get("Healthcheck") or {}
-        return _image(found["Config"], health)
+        return _image(found["Config"], health, found["RootFS"]["Layers"])
 
     def run(self, image: str, volume: str, flags: Sequence[str], *arguments: str) -> str:
         """Run an image's program to its end, not confined; its standard output."""
@@ -108,14 +113,13 @@ class Engine:
         return run(self.program, *command, *arguments, seconds=EXPORT_SECONDS)
 
     @contextlib.contextmanager
-    def start(self, image: str, artifacts: Path, scratch: Path, *flags: str) -> Iterator[Container]:
-        """Run the server, and remove the container at the end."""
+    def start(self, image: str, artifacts: Path | None, scratch: Path) -> Iterator[Container]:
+        """Run the server, confined, with artifacts on a volume; removed at the end."""
         name = _name()
         confined = ("--read-only", "--cap-drop", "ALL", "--network", "none", "--user", str(USER))
-        confined += ("--env", NO_HOME)
-        command = ("run", "--detach", "--name", name, *confined)
-        volume = f"{artifacts.resolve()}:/artifacts:ro"
-        run(self.program, *command, "--volume", volume, image, *flags)
+        command = ("run", "--detach", "--name", name, *confined, "--env", NO_HOME)
+        volume = ("--volume", f"{artifacts.resolve()}:/artifacts:ro") if artifacts else ()
+        run(self.program, *command, *volume, image)
         try:
             yield _EngineContainer(self.program, name)
         finally:
@@ -155,10 +159,15 @@ class Bundles:
     buildah: str
     runtime: str
 
+    def build(self, name: str, file: Path, context: Path, **arguments: str) -> None:
+        """Build an image."""
+        _build(self.buildah, name, file, context, arguments)
+
     def inspect(self, image: str) -> Image:
         """Read an image's configuration."""
-        found = json.loads(run(self.buildah, "inspect", "--type", "image", image))
-        return _image(found["Docker"]["config"], found["Docker"]["config"].get("Healthcheck") or {})
+        found = json.loads(run(self.buildah, "inspect", "--type", "image", image))["Docker"]
+        config = found["config"]
+        return _image(config, config.get("Healthcheck") or {}, found["rootfs"]["diff_ids"])
 
     def run(self, image: str, volume: str, flags: Sequence[str], *arguments: str) -> str:
         """Run an image's program to its end, not confined; its standard output."""
@@ -171,10 +180,10 @@ class Bundles:
             run(self.buildah, "rm", name)
 
     @contextlib.contextmanager
-    def start(self, image: str, artifacts: Path, scratch: Path, *flags: str) -> Iterator[Container]:
-        """Run the server, and remove the container at the end."""
+    def start(self, image: str, artifacts: Path | None, scratch: Path) -> Iterator[Container]:
+        """Run the server, confined, with artifacts on a volume; removed at the end."""
         with self.mounted(image) as root:
-            specification = bundle(self.inspect(image), root, artifacts, flags)
+            specification = bundle(self.inspect(image), root, artifacts)
             (scratch / "config.json").write_text(json.dumps(specification))
             name, logged = _name(), scratch / "log"
             command = [self.runtime, "run", "--bundle", str(scratch), name]
@@ -197,19 +206,26 @@ class Bundles:
             run(self.buildah, "rm", name)
 
 
-def bundle(image: Image, root: Path, artifacts: Path, flags: Sequence[str]) -> dict[str, Any]:
+def bundle(image: Image, root: Path, artifacts: Path | None) -> dict[str, Any]:
     """Return config.json of an OCI bundle: read-only, no capability, a network of its own.
 
     A network namespace that is made anew has its loopback and nothing else.
     https://github.com/opencontainers/runtime-spec/blob/main/config.md
     """
     limited = ["nosuid", "noexec", "nodev"]
+    volume = {
+        "destination": "/artifacts",
+        "type": "bind",
+        "source": str((artifacts or root).resolve()),
+        "options": ["rbind", "ro", *limited],
+    }
+    volumes = [volume] if artifacts else []
     return {
         "ociVersion": "1.0.2",
         "process": {
             "terminal": False,
             "user": {"uid": USER, "gid": USER},
-            "args": [*image.entrypoint, *(flags or image.command)],
+            "args": [*image.entrypoint, *image.command],
             "env": [*image.environment, NO_HOME],
             "cwd": image.directory or "/",
             "capabilities": {
@@ -234,12 +250,7 @@ def bundle(image: Image, root: Path, artifacts: Path, flags: Sequence[str]) -> d
                 "source": "sysfs",
                 "options": [*limited, "ro"],
             },
-            {
-                "destination": "/artifacts",
-                "type": "bind",
-                "source": str(artifacts.resolve()),
-                "options": ["rbind", "ro", *limited],
-            },
+            *volumes,
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
@@ -262,7 +273,16 @@ def runner() -> Engine | Bundles:
     return Bundles(program, "runc")
 
 
-def _image(config: Mapping[str, Any], health: Mapping[str, Any]) -> Image:
+def _build(
+    program: str, name: str, file: Path, context: Path, arguments: Mapping[str, str]
+) -> None:
+    # OCI's own format has no place for a health check; docker knows no other than its own.
+    form = () if Path(program).name == "docker" else ("--format", "docker")
+    given = (word for item in arguments.items() for word in ("--build-arg", "=".join(item)))
+    run(program, "build", *form, *given, "--tag", name, "--file", file, context)
+
+
+def _image(config: Mapping[str, Any], health: Mapping[str, Any], layers: list[str]) -> Image:
     return Image(
         entrypoint=config.get("Entrypoint") or [],
         command=config.get("Cmd") or [],
@@ -271,6 +291,7 @@ def _image(config: Mapping[str, Any], health: Mapping[str, Any]) -> Image:
         directory=config.get("WorkingDir") or "",
         labels=config.get("Labels") or {},
         health=health.get("Test") or [],
+        layers=layers,
     )
 
 

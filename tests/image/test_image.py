@@ -136,6 +136,19 @@ class TestHealth:
         assert "refused" in error
 
 
+class TestWithModels:
+    """deploy/Containerfile.with-models: an artifact inside, and no volume."""
+
+    def test_serves(self, engine: Engine | Bundles, tmp_path: Path) -> None:
+        """It is the same image otherwise, its health check included."""
+        name, file = f"{IMAGE}-with-models", ROOT / "deploy" / "Containerfile.with-models"
+        engine.build(name, file, ARTIFACTS, IMAGE=IMAGE, MODEL=MODEL)
+        assert engine.inspect(name).health == engine.inspect(IMAGE).health
+        with engine.start(name, None, tmp_path) as container:
+            until_ready(container)
+            assert_golden(container, ARTIFACTS / MODEL)
+
+
 class TestContents:
     """The server and what it needs, and nothing else."""
 
