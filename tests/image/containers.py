@@ -192,9 +192,11 @@ class Bundles:
             try:
                 yield _BundleContainer(self.runtime, name, process, logged)
             finally:
-                if process.poll() is None:
-                    run(self.runtime, "kill", name, "KILL")
-                    process.wait(SECONDS)
+                # It may end of itself meanwhile.
+                subprocess.run(
+                    [self.runtime, "kill", name, "KILL"], capture_output=True, check=False
+                )
+                process.wait(SECONDS)
 
     @contextlib.contextmanager
     def mounted(self, image: str) -> Iterator[Path]:

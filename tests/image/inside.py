@@ -69,6 +69,7 @@ def process() -> dict[str, Any]:
         "capabilities": {name: int(fields[name], 16) for name in fields if name.startswith("Cap")},
         "command": Path("/proc/1/cmdline").read_bytes().decode().rstrip("\0").split("\0"),
         "environment": dict(line.decode().split("=", 1) for line in environ),
+        "read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "written": [path for path, status in walk() if could_write(path, status)],
         "reached": reached(),

@@ -91,6 +91,7 @@ class TestServes:
         assert set(found["capabilities"].values()) == {0}
         assert found["interfaces"] == ["lo"]
         assert found["reached"] is False
+        assert found["read_only"] is True
         assert found["written"] == []
         assert found["environment"]["HOME"] == "/nonexistent"
 
