@@ -29,7 +29,7 @@ RUN_FLAGS ?=
 REVISION ?= $(shell git rev-parse HEAD)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 export SOURCE_DATE_EPOCH
-BUILD_IMAGE = $(CONTAINER) build \
+BUILD_IMAGE = $(or $(CONTAINER),$(error no podman, docker or buildah works here)) build \
   $(if $(findstring docker,$(CONTAINER)),,--format docker --timestamp $(SOURCE_DATE_EPOCH))
 BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
   --build-arg PROVIDER=$(PROVIDER) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
@@ -95,7 +95,7 @@ image-export-test: image image-export .venv-dev/.installed  ## export with one, 
 	$(IMAGE_TEST) --timeout 1800 tests/image/test_export_image.py
 
 image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not docker)
-	$(MAKE) image IMAGE=$(IMAGE)-again
+	$(MAKE) image IMAGE=$(IMAGE)-again BUILD_FLAGS='--no-cache $(BUILD_FLAGS)'
 	$(IMAGE_TEST) tests/image/test_reproducible.py
 
 sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json

@@ -118,8 +118,10 @@ class Engine:
         name = _name()
         confined = ("--read-only", "--cap-drop", "ALL", "--network", "none", "--user", str(USER))
         command = ("run", "--detach", "--name", name, *confined, "--env", NO_HOME)
+        # podman mounts file systems to write to beside a read-only root, unless told not to.
+        strictly = ("--read-only-tmpfs=false",) if Path(self.program).name == "podman" else ()
         volume = ("--volume", f"{artifacts.resolve()}:/artifacts:ro") if artifacts else ()
-        run(self.program, *command, *volume, image)
+        run(self.program, *command, *strictly, *volume, image)
         try:
             yield _EngineContainer(self.program, name)
         finally:
