@@ -125,13 +125,13 @@ lock:  ## write the lock files anew (needs uv)
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
-	for name in export reference; do \
-	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	    requirements/$$name.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/$$name.txt; \
+	for name in export bench; do \
+	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate requirements/$$name.in \
+	    | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/$$name.txt; \
 	done
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate requirements/bench.in \
-	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
 
 clean:
 	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
@@ -160,15 +160,16 @@ clean:
 	.venv-reference/bin/python $(PIP_INSTALL) -r requirements/reference.txt
 	@touch $@
 
-# torch alone from its index, so that nothing else can come from there; then the rest, pinned.
+# torch alone from its index, so that nothing else can come from there; then the rest, which is whole
+# but for torch and what its CUDA build asks for: nothing else may be resolved.
 .venv-export/.installed: requirements/export.txt requirements/export.in pyproject.toml
 	$(PYTHON) -m venv .venv-export
 	.venv-export/bin/python $(PIP_TORCH)
-	.venv-export/bin/python $(PIP_INSTALL) -r requirements/export.txt
+	.venv-export/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/export.txt
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
-# The lock is whole but for torch and what its CUDA build asks for: nothing else may be resolved.
+# As .venv-export.
 .venv-bench/.installed: requirements/bench.txt requirements/bench.in
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP_TORCH)

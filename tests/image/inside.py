@@ -107,6 +107,11 @@ def ask(method: str, path: str, content: str | None = None) -> tuple[int, str]:
     return answer.status, answer.read().decode()
 
 
+def statuses(*paths: str) -> dict[str, int]:
+    """Path -> status of a GET."""
+    return {path: ask("GET", path)[0] for path in paths}
+
+
 def embed(content: str) -> dict[str, Any]:
     """POST /v1/embeddings: status and body."""
     status, text = ask("POST", "/v1/embeddings", content)

@@ -104,6 +104,11 @@ class TestServes:
         """The golden texts give sentence-transformers' vectors."""
         assert_golden(container, ARTIFACTS / MODEL)
 
+    def test_pages(self, container: Container) -> None:
+        """The files that are no modules are inside, too."""
+        paths = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", f"/v1/models/{MODEL}")
+        assert inside(container, "statuses", *paths) == dict.fromkeys(paths, 200)
+
     @pytest.mark.parametrize(
         "command",
         [("doctor",), ("verify",), ("tune", "--seconds", "2"), ("--version",)],
