@@ -270,7 +270,7 @@ class TestEnd:
         """Seconds of work that came before the signal are answered; then it ends with 0."""
         with engine.start(IMAGE, ARTIFACTS, tmp_path) as container:
             until_ready(container)
-            client = container.execute(PYTHON, "-c", INSIDE, "embed_long", MODEL, "256")
+            client = container.execute(PYTHON, "-c", INSIDE, "embed_long", MODEL, "96")
             while not inside(container, "metric", "embedserve_requests_in_flight"):
                 assert client.poll() is None, "it was answered before the signal"
             container.terminate()
@@ -279,7 +279,7 @@ class TestEnd:
             assert status == 0, error
             answer = json.loads(out)
             assert answer["status"] == 200
-            assert len(answer["body"]["data"]) == 256
+            assert len(answer["body"]["data"]) == 96
             assert container.wait() == 0
             assert "draining" in container.log()
 
