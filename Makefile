@@ -16,7 +16,32 @@ BENCH = .venv-dev/bin/python -m tests.bench
 EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
+# The image: docs/image.md. The first of these that works, unless one is named.
+CONTAINER ?= $(shell for one in podman docker buildah; do \
+  $$one info >/dev/null 2>&1 && echo $$one && break; done)
+IMAGE ?= embedserve
+# The image to build from; empty: the Containerfile's own.
+BASE ?=
+DEBIAN_MIRROR ?=
+# More for the build (and for the export tool's run): --volume, --build-arg, --network, ...
+BUILD_FLAGS ?=
+RUN_FLAGS ?=
+REVISION ?= $(shell git rev-parse HEAD)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+BUILD_IMAGE = $(or $(CONTAINER),$(error no podman, docker or buildah works here)) build \
+  $(if $(findstring docker,$(CONTAINER)),,--format docker --timestamp $(SOURCE_DATE_EPOCH))
+BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
+  --build-arg PROVIDER=$(PROVIDER) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
+  --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) --build-arg REVISION=$(REVISION) \
+  --build-arg VERSION=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' embedserve/__init__.py) \
+  --build-arg CREATED=$(shell date --utc --date @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ) \
+  $(BUILD_FLAGS)
+IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
+  .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
+
 .PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -51,6 +76,33 @@ test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-r
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
 
+image:  ## the server's image: podman, docker or buildah
+	$(BUILD_EMBEDSERVE) --target serve --tag $(IMAGE) -f Containerfile .
+
+image-export:  ## the export tool's image
+	$(BUILD_EMBEDSERVE) --target export --tag $(IMAGE)-export -f Containerfile .
+
+# Needs mmdebstrap (Debian's package). Then: make image BASE=embedserve-base
+image-base:  ## Debian 12 with Python as an image, where no registry can be reached
+	mkdir -p build/base
+	mmdebstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
+	  bookworm build/base/base.tar $(DEBIAN_MIRROR)
+	$(BUILD_IMAGE) --tag $(IMAGE)-base -f deploy/Containerfile.base build/base
+
+# Read-only, without capabilities, network and HOME; with buildah runc is needed, too.
+image-test: image sbom .venv-dev/.installed artifacts/.exported  ## run the image for real
+	$(IMAGE_TEST) tests/image/test_image.py
+
+image-export-test: image image-export .venv-dev/.installed  ## export with one, serve with the other
+	$(IMAGE_TEST) --timeout 1800 tests/image/test_export_image.py
+
+image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not docker)
+	$(MAKE) image IMAGE=$(IMAGE)-again BUILD_FLAGS='--no-cache $(BUILD_FLAGS)'
+	$(IMAGE_TEST) tests/image/test_reproducible.py
+
+sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
+	$(BUILD_EMBEDSERVE) --target sbom --tag $(IMAGE)-sbom --output type=local,dest=build -f Containerfile .
+
 # Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
 bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
 	$(BENCH)
@@ -71,17 +123,17 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients; do \
+	for name in serve serve-cuda dev clients build sbom; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
-	for name in export reference; do \
-	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	    requirements/$$name.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/$$name.txt; \
+	for name in export bench; do \
+	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate requirements/$$name.in \
+	    | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/$$name.txt; \
 	done
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate requirements/bench.in \
-	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
 
 clean:
 	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
@@ -110,15 +162,16 @@ clean:
 	.venv-reference/bin/python $(PIP_INSTALL) -r requirements/reference.txt
 	@touch $@
 
-# torch alone from its index, so that nothing else can come from there; then the rest, pinned.
+# torch alone from its index, so that nothing else can come from there; then the rest, which is whole
+# but for torch and what its CUDA build asks for: nothing else may be resolved.
 .venv-export/.installed: requirements/export.txt requirements/export.in pyproject.toml
 	$(PYTHON) -m venv .venv-export
 	.venv-export/bin/python $(PIP_TORCH)
-	.venv-export/bin/python $(PIP_INSTALL) -r requirements/export.txt
+	.venv-export/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/export.txt
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
-# The lock is whole but for torch and what its CUDA build asks for: nothing else may be resolved.
+# As .venv-export.
 .venv-bench/.installed: requirements/bench.txt requirements/bench.in
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP_TORCH)

@@ -1,4 +1,4 @@
-"""embedserve serve | verify | doctor | tune."""
+"""embedserve serve | health | verify | doctor | tune."""
 
 from __future__ import annotations
 
@@ -101,6 +101,18 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     return 0
 
 
+def health(
+    models: str | None, artifacts: str | None, model: list[str], seconds: float, **flags: str | None
+) -> int:
+    """Ask the server of these settings whether it is ready: 0, or 1 with the reason."""
+    _, settings, _ = _settings(models, artifacts, flags)
+    from embedserve.health import ask
+
+    ready, said = ask(settings.host, settings.port, seconds)
+    print(said, file=sys.stdout if ready else sys.stderr)
+    return 0 if ready else 1
+
+
 def verify(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Check digests, golden vectors and aliases of every artifact, without serving."""
     configuration, settings, paths = _settings(models, artifacts, flags)
@@ -184,12 +196,16 @@ def _set(flags: Mapping[str, str | None]) -> dict[str, str]:
 # Each command, and the settings that are flags of it; None: all.
 _COMMANDS: Mapping[str, tuple[Callable[..., int], Sequence[str] | None]] = {
     "serve": (serve, None),
+    "health": (health, ("host", "port")),
     "verify": (verify, ("provider", "skip_missing")),
     "doctor": (doctor, None),
     "tune": (tune, ()),
 }
 # What is a flag of one command alone.
 _OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
+    "health": {
+        "--seconds": {"type": float, "default": 5.0, "help": "time to answer; default: 5"},
+    },
     "doctor": {"--json": {"action": "store_true", "help": "the report as JSON"}},
     "tune": {
         "--seconds": {"type": float, "default": 60.0, "help": "time to take; default: 60"},

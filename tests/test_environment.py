@@ -39,6 +39,27 @@ def test_not_imported() -> None:
     assert loaded & {*HEAVY, "export", "huggingface_hub"} == set()
 
 
+def test_what_the_image_leaves_out_is_not_imported() -> None:
+    """No module of requirements/serve-unused.txt is loaded by any of embedserve's; both locks have
+    each of its packages, so that none is left there that no longer is.
+    """
+    text = (ROOT / "requirements" / "serve-unused.txt").read_text()
+    unused = set(re.findall(r"^[a-z0-9-]+", text, re.MULTILINE))
+    for lock in ("serve", "serve-cuda"):
+        locked = (ROOT / "requirements" / f"{lock}.txt").read_text()
+        assert unused <= set(re.findall(r"^([a-z0-9-]+)==", locked, re.MULTILINE))
+    names = sorted(p.stem for p in (ROOT / "embedserve").glob("*.py") if p.stem != "__main__")
+    imports = "; ".join(f"import embedserve.{name}" for name in names if name != "__init__")
+    code = (
+        f"import sys, importlib.metadata as m; {imports}; "
+        "owners = m.packages_distributions(); loaded = {n.split('.')[0] for n in sys.modules}; "
+        "print(*{owner for name in loaded for owner in owners.get(name, ())})"
+    )
+    used = {re.sub(r"[-_.]+", "-", name).lower() for name in run_python(code).split()}
+    assert {"onnxruntime", "numpy", "tokenizers"} <= used
+    assert used & unused == set()
+
+
 def test_not_mapped(minilm: Server) -> None:
     """After answering, the process has mapped no file of it."""
     assert minilm.embed(model=MINILM, input="a").status_code == 200
