@@ -56,10 +56,6 @@ class Service:
         )
         readiness.longest_stop = self.worker.longest_stop
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
-        self.metrics.watch("max_wait_seconds", lambda: settings.max_wait)
-        self.metrics.watch("lanes", lambda: lanes)
-        self.metrics.watch("lane_stop_seconds", self.worker.longest_stop)
-        self.metrics.watch("ready", lambda: readiness.ready)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
         self.pending = Pending(
             settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(allocator.trim)

@@ -90,8 +90,6 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         lanes,
     )
     readiness, metrics = Readiness(), Metrics()
-    metrics.watch("memory_bound_bytes", lambda: memory.most)
-    metrics.watch("memory_limit_bytes", lambda: found.memory.value if found.memory else 0)
     app = create_app(settings, loaded, lanes, keys, readiness, metrics)
     # What start made stays, and requests make next to no cycles: looking for them more rarely gives
     # 3 % more requests per second.

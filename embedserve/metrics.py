@@ -69,12 +69,6 @@ METRICS: tuple[Row, ...] = (
     Row(Gauge, "queue_depth", "Sequences that wait."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
     Row(Gauge, "predicted_wait_seconds", "Until what waits now is done.", ()),
-    Row(Gauge, "max_wait_seconds", "The predicted wait past which requests get 429.", ()),
-    Row(Gauge, "lanes", "Inference threads.", ()),
-    Row(Gauge, "lane_stop_seconds", "Since a pass that still runs was asked to end.", ()),
-    Row(Gauge, "ready", "1 when traffic should come, as in /readyz.", ()),
-    Row(Gauge, "memory_bound_bytes", "The most memory, as printed at start.", ()),
-    Row(Gauge, "memory_limit_bytes", "What this process may use; 0: not known.", ()),
     Row(Gauge, "pending_bytes", "What requests in flight hold.", ()),
     Row(Gauge, "cache_bytes", "Size of the cache of vectors.", ()),
     Row(

@@ -21,11 +21,6 @@ class Readiness:
         """From now on no traffic should come: every answer closes its connection."""
         self.draining = True
 
-    @property
-    def ready(self) -> bool:
-        """What check_ready would say."""
-        return not self.draining and self.longest_stop() <= LOST_SECONDS
-
     def check_live(self) -> None:
         """503 when a lane does not come back: only a new process has all lanes again."""
         if (seconds := self.longest_stop()) > LOST_SECONDS:
