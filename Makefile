@@ -16,7 +16,7 @@ BENCH = .venv-dev/bin/python -m tests.bench
 EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -26,10 +26,10 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export test-clients  ## the whole suite, on the real process and model
+test: test-serve test-export test-clients test-otel  ## the whole suite, on the real process and model
 
 test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
-	.venv-dev/bin/python -m pytest -m "not slow"
+	.venv-dev/bin/python -m pytest -m "not slow" --ignore=tests/otel
 
 test-export: .venv-export/.installed
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
@@ -43,11 +43,15 @@ test-faults: .venv-export/.installed
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
 
+# The server of .venv-otel, which has the extra.
+test-otel: .venv-otel/.installed .venv-dev/.installed
+	.venv-dev/bin/python -m pytest tests/otel
+
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
 	NOMIC_REFERENCE_PYTHON=$(CURDIR)/.venv-reference/bin/python \
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
-	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
+	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults --ignore=tests/otel
 
 # Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
 bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
@@ -69,7 +73,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients; do \
+	for name in serve serve-cuda serve-otel dev clients; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -82,7 +86,8 @@ lock:  ## write the lock files anew (needs uv)
 	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-reference .venv-bench \
+	  artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -94,6 +99,12 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-otel/.installed: requirements/serve-otel.txt pyproject.toml
+	$(PYTHON) -m venv .venv-otel
+	.venv-otel/bin/python $(PIP_INSTALL) --require-hashes -r requirements/serve-otel.txt
+	.venv-otel/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv-clients/.installed: requirements/clients.txt
