@@ -147,8 +147,7 @@ class Traced:
         self._headers = {b"user-agent", *(f.lower().encode() for f in get_global_textmap().fields)}
         self._instrumented = OpenTelemetryMiddleware(
             self._answer,
-            # Its name is known once it is routed.
-            default_span_details=lambda scope: get_default_span_details({"method": scope["method"]}),
+            default_span_details=_details,
             tracer_provider=made,
             meter_provider=NoOpMeterProvider(),  # /metrics has them
             exclude_spans=["receive", "send"],
@@ -170,7 +169,7 @@ class Traced:
             context.detach(token)
 
     def _shown(self, scope: Scope) -> dict[str, Any]:
-        """What the instrumentation sees of a request: no query, no key, nothing it cannot decode."""
+        """What the instrumentation sees: no query, no key, no bytes that it cannot decode."""
         headers = [
             (name, value.decode("latin-1").encode())
             for name, value in scope["headers"]
@@ -234,6 +233,12 @@ class Traced:
         last.join(self._flush_seconds)
         if last.is_alive():
             log.warning("spans that were not sent within %g s are lost", self._flush_seconds)
+
+
+def _details(shown: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Name and attributes at the start: the path's part of the name is known once it is routed."""
+    name, _ = get_default_span_details({"method": shown["method"]})
+    return name, {"server.address": shown["server"][0]}  # without the port
 
 
 def _describe(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+
+PROTOBUF = "application/x-protobuf"
 
 
 def flat(request: Any) -> Iterator[dict[str, Any]]:
@@ -42,38 +45,64 @@ def flat(request: Any) -> Iterator[dict[str, Any]]:
 
 
 def values(attributes: Iterable[Any]) -> dict[str, Any]:
-    """Attributes as a dictionary; each has a value of one type."""
-    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in attributes}
+    """Attributes as a dictionary."""
+    return {attribute.key: plain(attribute.value) for attribute in attributes}
+
+
+def plain(value: Any) -> Any:
+    """An attribute's value; a list's values are of one type each."""
+    kind = value.WhichOneof("value")
+    return (
+        [plain(v) for v in value.array_value.values]
+        if kind == "array_value"
+        else getattr(value, kind)
+    )
+
+
+class Collector(ThreadingHTTPServer):
+    """Appends to two files."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self._path = path
+        self._lock = threading.Lock()
+
+    def keep(self, body: bytes) -> None:
+        """Append the bytes, then the spans in them."""
+        lines = [
+            json.dumps(span) + "\n" for span in flat(ExportTraceServiceRequest.FromString(body))
+        ]
+        with self._lock:
+            with self._path.with_suffix(".raw").open("ab") as raw:
+                raw.write(body)
+            with self._path.open("a") as spans:
+                spans.writelines(lines)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """POST /v1/traces, as OTLP 1.0 has it."""
+
+    protocol_version = "HTTP/1.1"
+    server: Collector
+
+    def do_POST(self) -> None:
+        assert (self.path, self.headers["content-type"]) == ("/v1/traces", PROTOBUF)
+        self.server.keep(self.rfile.read(int(self.headers["content-length"])))
+        answer = ExportTraceServiceResponse().SerializeToString()
+        self.send_response(200)
+        self.send_header("content-type", PROTOBUF)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        """What it gets stands in the files."""
 
 
 def main(path: str) -> None:
     """Serve until terminated."""
-    spans, raw = Path(path).open("a"), Path(path + ".raw").open("ab")
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces", self.path
-            assert self.headers["content-type"] == "application/x-protobuf"
-            body = self.rfile.read(int(self.headers["content-length"]))
-            for file, content in ((raw.buffer if hasattr(raw, "buffer") else raw, body),):
-                file.write(content)
-                file.flush()
-            for span in flat(ExportTraceServiceRequest.FromString(body)):
-                spans.write(json.dumps(span) + "\n")
-            spans.flush()
-            answer = ExportTraceServiceResponse().SerializeToString()
-            self.send_response(200)
-            self.send_header("content-type", "application/x-protobuf")
-            self.send_header("content-length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_: Any) -> None:
-            """What it gets stands in the file."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    Path(path).touch()
+    with Collector(Path(path)) as server:
         print(server.server_port, flush=True)
         server.serve_forever()
 
