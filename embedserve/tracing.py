@@ -38,7 +38,7 @@ STAGES: Mapping[str, str] = {
     "tokenize": "texts to token ids",
     "queue": "until the first of its texts is in a pass",
     "inference": "until the last of its rows is there",
-    "render": "vectors to the bytes of the answer",
+    "render": "vectors to the first byte of the answer",
 }
 ATTRIBUTES: Mapping[str, str] = {
     "gen_ai.operation.name": "`embeddings`",
@@ -80,7 +80,7 @@ def check() -> None:
     if _MISSING:
         raise StartupError(
             f"tracing needs the extra otel, which is not installed ({_MISSING}): "
-            "pip install 'embedserve[otel]'",
+            "pip install 'embedserve[otel]', or -r requirements/serve-otel.txt",
             Exit.UNAVAILABLE,
         )
     for variables, accepted in _ACCEPTED:
