@@ -40,7 +40,7 @@ BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
 IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
   .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
 
-.PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
@@ -51,10 +51,10 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export test-clients  ## the whole suite, on the real process and model
+test: test-serve test-export test-clients test-otel  ## the whole suite, on the real process and model
 
 test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
-	.venv-dev/bin/python -m pytest -m "not slow"
+	.venv-dev/bin/python -m pytest -m "not slow" --ignore=tests/otel
 
 test-export: .venv-export/.installed
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
@@ -70,11 +70,15 @@ test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artif
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
 
+# The server of .venv-otel, which has the extra.
+test-otel: .venv-otel/.installed .venv-dev/.installed
+	.venv-dev/bin/python -m pytest tests/otel
+
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
 	NOMIC_REFERENCE_PYTHON=$(CURDIR)/.venv-reference/bin/python \
 	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
-	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
+	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults --ignore=tests/otel
 
 image:  ## the server's image: podman, docker or buildah
 	$(BUILD_EMBEDSERVE) --target serve --tag $(IMAGE) -f Containerfile .
@@ -123,7 +127,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients build sbom; do \
+	for name in serve serve-cuda serve-otel dev clients build sbom; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -136,7 +140,8 @@ lock:  ## write the lock files anew (needs uv)
 	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-reference .venv-bench \
+	  artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -148,6 +153,12 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-otel/.installed: requirements/serve-otel.txt pyproject.toml
+	$(PYTHON) -m venv .venv-otel
+	.venv-otel/bin/python $(PIP_INSTALL) --require-hashes -r requirements/serve-otel.txt
+	.venv-otel/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv-clients/.installed: requirements/clients.txt

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     from embedserve.readiness import Readiness
 
     listener = server.bind(settings)
+    traced = _tracing(settings)
     specs = registry.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
     found = host.read()
@@ -90,7 +92,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         lanes,
     )
     readiness, metrics = Readiness(), Metrics()
-    app = create_app(settings, loaded, lanes, keys, readiness, metrics)
+    app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics))
     # What start made stays, and requests make next to no cycles: looking for them more rarely gives
     # 3 % more requests per second.
     gc.freeze()
@@ -168,6 +170,15 @@ def tune(
     place = f"{'' if write else 'not '}written to [server] of {paths['models']}"
     print("", table(turns, cores.value), "", *lines, place, sep="\n")
     return 0
+
+
+def _tracing(settings: Settings) -> Callable[[Any], Any]:
+    """What puts spans around an application: nothing, and nothing is imported, unless asked for."""
+    if not settings.tracing:
+        return lambda app: app
+    from embedserve import tracing
+
+    return partial(tracing.Traced, tracing.provider(), settings.drain_seconds)
 
 
 def _settings(

@@ -120,6 +120,10 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
     # A missing artifact is `choose`'s to judge: some may be.
     problems += [m.problem for m in models if m.problem and m.present]
     attempt(lambda: backend.check_available(backend.PROVIDERS[settings.provider]))
+    if settings.tracing:
+        from embedserve import tracing
+
+        attempt(tracing.check)
     return Report(
         host=host.read(),
         settings=settings,

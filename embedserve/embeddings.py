@@ -153,9 +153,12 @@ async def _disconnect(receive: Receive) -> None:
 
 
 def _note(scope: Scope, model: Model, embedded: Embedded) -> None:
-    """What the access log says besides."""
+    """What the access log and the request's trace say besides."""
     access = {"model": model.name, "texts": len(embedded.rows), "tokens": embedded.tokens}
-    scope.setdefault("state", {})["access"] = access
+    state = scope.setdefault("state", {})
+    state["access"] = access
+    if (trace := state.get("trace")) is not None:
+        trace.embedded(model.name, embedded)
 
 
 def _headers(embedded: Embedded, fingerprint: str) -> RawHeaders:

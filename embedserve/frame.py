@@ -82,7 +82,7 @@ class Frame:
                 raise
             late = RequestError("draining", "the server is shutting down")
             late.headers["Retry-After"] = "1"
-            await error_response(late)(scope, receive, send_with_id)
+            await _refusal(late, scope)(scope, receive, send_with_id)
         except Exception as error:
             answer = _answer(error, scope, request_id)
             if status:  # too late: the answer has begun
@@ -147,17 +147,24 @@ def out_of_memory() -> RequestError:
 def _answer(error: Exception, scope: Scope, request_id: bytes) -> Response:
     """The one exception handler: what a request gets for whatever was raised on its way."""
     if isinstance(error, RequestError):
-        return error_response(error)
+        return _refusal(error, scope)
     if isinstance(error, MemoryError):
-        return error_response(out_of_memory())
+        return _refusal(out_of_memory(), scope)
     if isinstance(error, ClientLeftError):
         return Response(status_code=CLIENT_LEFT)
     if isinstance(error, HTTPException):
-        return error_response(_unrouted(error, scope))
+        return _refusal(_unrouted(error, scope), scope)
     log.error("request %s: internal error", request_id.decode("ascii"), exc_info=error)
-    return error_response(
-        RequestError("internal_error", "an internal error; it is in the server's log")
+    return _refusal(
+        RequestError("internal_error", "an internal error; it is in the server's log"), scope
     )
+
+
+def _refusal(error: RequestError, scope: Scope) -> Response:
+    """The answer to a request that is refused, noted in its trace."""
+    if (trace := scope.get("state", {}).get("trace")) is not None:
+        trace.code = error.code
+    return error_response(error)
 
 
 def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
@@ -182,14 +189,17 @@ def _log(scope: Scope, status: int, request_id: bytes, seconds: float) -> None:
     """One line a request: no query, no header, no input ever."""
     if not access_log.isEnabledFor(logging.INFO):
         return
+    state = scope.get("state", {})
     fields = {
         "method": scope["method"],
         "path": scope["path"][:200],
         "status": status,
         "ms": round(seconds * 1000, 2),
         "request_id": request_id.decode("ascii"),
-        **scope.get("state", {}).get("access", {}),
+        **state.get("access", {}),
     }
+    if (trace := state.get("trace")) is not None:
+        fields["trace_id"] = trace.id
     text = " ".join(
         f"{key}={value!r}" if key == "path" else f"{key}={value}" for key, value in fields.items()
     )

@@ -100,11 +100,18 @@ class Lines(logging.Handler):
 
 
 class Limit(logging.Filter):
-    """Lets BURST lines of one kind pass in WINDOW seconds, and says how many it left out."""
+    """Lets `burst` lines of one kind pass in `window` seconds, and says how many it left out."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        burst: int = BURST,
+        window: float = WINDOW,
+    ) -> None:
         super().__init__()
         self._clock = clock
+        self._burst = burst
+        self._window = window
         self._kinds: dict[tuple[str, object], list[float]] = {}  # since when, and how many
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -114,12 +121,12 @@ class Limit(logging.Filter):
         if len(self._kinds) >= MOST_KINDS:
             self._kinds.clear()
         kind = self._kinds.setdefault((record.name, record.msg), [now, 0])
-        if now - kind[0] >= WINDOW:
-            if (left_out := int(kind[1]) - BURST) > 0:
+        if now - kind[0] >= self._window:
+            if (left_out := int(kind[1]) - self._burst) > 0:
                 record.msg = f"{record.msg} ({left_out} more like it were left out before)"
             kind[:] = [now, 0]
         kind[1] += 1
-        return kind[1] <= BURST
+        return kind[1] <= self._burst
 
 
 def _warning(message: str, *arguments: object) -> logging.LogRecord:

@@ -35,7 +35,10 @@ FEW_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A request's vectors (n, dim) float32, and what it took (seconds)."""
+    """A request's vectors (n, dim) float32, and what it took (seconds).
+
+    `began` and `submitted`: when it was first tokenized and queued, by time.perf_counter.
+    """
 
     rows: Floats
     tokens: int
@@ -43,6 +46,8 @@ class Embedded:
     tokenize: float
     queue: float
     inference: float
+    began: float
+    submitted: float
 
 
 class Model:
@@ -109,6 +114,8 @@ class Model:
             tokenize=tokenized - start,
             queue=started - job.submitted,
             inference=job.finished - started,
+            began=start,
+            submitted=job.submitted,
         )
 
     def tokens(self, request: EmbeddingsRequest) -> list[Tokens]:

@@ -92,6 +92,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting(
         (), "origins whose pages may call this server; * for all", all, "origins"
     )
+    tracing: bool = _setting(
+        False, "send spans to an OpenTelemetry collector (docs/tracing.md)", _any, ""
+    )
     access_log: bool = _setting(True, "log one line a request", _any, "")
     log_format: str = _setting("text", "format of log lines", *_one_of("text", "json"))
     log_level: str = _setting(

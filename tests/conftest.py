@@ -62,12 +62,17 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start servers; those still running at the end are killed."""
+    yield from starting(SERVE, tmp_path_factory)
+
+
+def starting(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """What `start` does, with the `embedserve` of any environment."""
     servers: list[Server] = []
 
     def start_server(models: Path, artifacts: Path, *flags: str, **env: str) -> Server:
         paths = ("--models", models, "--artifacts", artifacts)
         process = subprocess.Popen(
-            [SERVE, "serve", "--port", "0", *paths, *flags],
+            [program, "serve", "--port", "0", *paths, *flags],
             stderr=subprocess.PIPE,
             text=True,
             env=environment(**env),

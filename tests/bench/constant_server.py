@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
 
     async def embed(request: EmbeddingsRequest, *_: Any) -> Embedded:
         texts = request.texts or []
-        return Embedded(answers[len(texts)], 6 * len(texts), [], 0.0, 0.0, 0.0)
+        now = time.perf_counter()
+        return Embedded(answers[len(texts)], 6 * len(texts), [], 0.0, 0.0, 0.0, now, now)
 
     with tempfile.TemporaryDirectory() as scratch:
         tiny.write(Path(scratch) / "tiny")
