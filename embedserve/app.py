@@ -57,6 +57,11 @@ class Service:
         readiness.longest_stop = self.worker.longest_stop
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
+        self.metrics.watch("ready", readiness.is_ready)
+        self.metrics.watch("live", readiness.is_live)
+        self.metrics.fix("lanes", lanes)
+        self.metrics.fix("max_wait_seconds", settings.max_wait)
+        self.metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
         self.pending = Pending(
             settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(allocator.trim)
         )
@@ -114,7 +119,8 @@ def create_app(
     metrics: Metrics | None = None,
 ) -> ASGIApp:
     """Build the application over loaded models; `lanes` inference threads."""
-    service = Service(settings, registry, lanes, readiness or Readiness(), metrics or Metrics())
+    metrics = metrics or Metrics()
+    service = Service(settings, registry, lanes, readiness or Readiness(), metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
@@ -124,7 +130,8 @@ def create_app(
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
     router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    framed: ASGIApp = Frame(_shortcut(router, service), keys or Keys(None), open_paths)
+    routed = _shortcut(router, service)
+    framed: ASGIApp = Frame(routed, keys or Keys(None), open_paths, metrics.refused)
     return Cors(framed, settings.cors_origins) if settings.cors_origins else framed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -92,6 +93,8 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         lanes,
     )
     readiness, metrics = Readiness(), Metrics()
+    metrics.fix("memory_bound_bytes", memory.most)
+    metrics.fix("memory_limit_bytes", found.memory.value if found.memory else math.inf)
     app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics))
     # What start made stays, and requests make next to no cycles: looking for them more rarely gives
     # 3 % more requests per second.

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from starlette.datastructures import Headers
@@ -52,10 +52,17 @@ class Frame:
     Owned by the event loop.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        open_paths: frozenset[str],
+        on_refusal: Callable[[str], None],
+    ) -> None:
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
+        self._on_refusal = on_refusal
         self._ids = request_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,6 +104,7 @@ class Frame:
             return
         if self._keys.accept(Headers(scope=scope).get("authorization")):
             return
+        self._on_refusal("invalid_api_key")
         challenge = 'Basic realm="embedserve"' if scope["path"] in PAGES else "Bearer"
         raise RequestError(
             "invalid_api_key",

@@ -24,10 +24,10 @@ from embedserve.errors import ERRORS
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# What a connection may be refused with before there is a request.
+# What is refused before there is a whole request: a connection, or a request by its head.
 REFUSALS = (
     *("invalid_http", "request_timeout", "uri_too_long", "headers_too_large"),
-    *("out_of_memory", "too_many_connections"),
+    *("out_of_memory", "too_many_connections", "invalid_api_key"),
 )
 OUTCOMES = ("ok", "cancelled", *ERRORS)
 NO_MODEL = ""  # the label of a request that names no model we serve
@@ -69,8 +69,17 @@ METRICS: tuple[Row, ...] = (
     Row(Gauge, "queue_depth", "Sequences that wait."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
     Row(Gauge, "predicted_wait_seconds", "Until what waits now is done.", ()),
+    Row(Gauge, "max_wait_seconds", "Predicted wait past which requests get 429.", ()),
     Row(Gauge, "pending_bytes", "What requests in flight hold.", ()),
+    Row(Gauge, "max_pending_bytes", "What they may hold, past which a new one gets 429.", ()),
+    Row(Gauge, "connections", "Open connections.", ()),
+    Row(Gauge, "max_connections", "Connections past which a new one gets 503.", ()),
     Row(Gauge, "cache_bytes", "Size of the cache of vectors.", ()),
+    Row(Gauge, "memory_bound_bytes", "What resident memory stays below, by construction.", ()),
+    Row(Gauge, "memory_limit_bytes", "What this process may have; +Inf: no limit is known.", ()),
+    Row(Gauge, "lanes", "Inference threads.", ()),
+    Row(Gauge, "ready", "1 while new traffic should come, as /readyz says.", ()),
+    Row(Gauge, "live", "1 until an inference thread is lost, as /livez says.", ()),
     Row(
         Gauge,
         "model_info",
@@ -136,6 +145,10 @@ class Metrics:
         """Make every series of a model; `depth` is asked at each scrape."""
         self.of(name).queue_depth.set_function(depth)
         self._made["model_info"].labels(model=name, **info).set(1)
+
+    def fix(self, name: str, value: float) -> None:
+        """Set a gauge that stays as it is."""
+        self._made[name].set(value)
 
     def watch(self, name: str, value: Callable[[], float]) -> None:
         """Ask for a gauge's value at each scrape."""

@@ -21,10 +21,18 @@ class Readiness:
         """From now on no traffic should come: every answer closes its connection."""
         self.draining = True
 
+    def is_live(self) -> bool:
+        """Whether every lane comes back: otherwise only a new process has all lanes again."""
+        return self.longest_stop() <= LOST_SECONDS
+
+    def is_ready(self) -> bool:
+        """Whether new traffic should come."""
+        return self.is_live() and not self.draining
+
     def check_live(self) -> None:
-        """503 when a lane does not come back: only a new process has all lanes again."""
-        if (seconds := self.longest_stop()) > LOST_SECONDS:
-            message = f"an inference thread has not come back for {seconds:.0f} s"
+        """503 when a lane does not come back."""
+        if not self.is_live():
+            message = f"an inference thread has not come back for {self.longest_stop():.0f} s"
             raise RequestError("not_ready", message, headers={"Retry-After": "30"})
 
     def check_ready(self) -> None:

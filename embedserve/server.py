@@ -97,7 +97,10 @@ def run(
     # What is loaded stays: collections in between requests need not walk over it each time.
     gc.collect()
     gc.freeze()
-    Server(config, listener, readiness, settings.drain_seconds).run(sockets=[listener])
+    server = Server(config, listener, readiness, settings.drain_seconds)
+    metrics.fix("max_connections", settings.max_connections)
+    metrics.watch("connections", lambda: len(server.server_state.connections))
+    server.run(sockets=[listener])
     if any(thread.name.startswith(lanes.THREADS) for thread in threading.enumerate()):
         # A lane that did not come back: onnxruntime's destructors would abort under it.
         logging.shutdown()

@@ -89,6 +89,9 @@ def test_it_serves_on_while_it_drains(server: Server) -> None:
             assert ready.status == 503
             assert b"shutting down" in ready.body
             assert (await _ask_anew(server, get("/livez"))).status == 200
+            scraped = (await _ask_anew(server, get("/metrics"))).body
+            assert b"\nembedserve_ready 0.0\n" in scraped
+            assert b"\nembedserve_live 1.0\n" in scraped
             assert (await _ask_anew(server, REQUEST)).status == 200
             last = await kept.ask(REQUEST)
             assert (last.status, last.closes) == (200, True)

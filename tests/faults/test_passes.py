@@ -177,6 +177,7 @@ class TestLostLane:
                 assert ask(server, "a b")[0] == 200
             assert time.monotonic() - start >= 1.0 + altered.LOST_SECONDS
             assert client.get("/readyz").json()["error"]["code"] == "not_ready"
+            assert server.metric("embedserve_live") == server.metric("embedserve_ready") == 0
             assert ask(server, "a c")[0] == 200
             start = time.monotonic()
             assert server.stop() == 0
