@@ -97,7 +97,7 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
     """Make options.target, or go on with it. Returns the exit status."""
     begin = time.monotonic()
     try:
-        with _signals():
+        with _signals(), _disk(options.target):
             job, totals, rate = _embed(options, spec, directory, settings)
     except StoppedError as stopped:
         name = signal.Signals(stopped.number).name
@@ -249,6 +249,20 @@ def _shown(totals: Totals, job: Job) -> str:
     if totals.bad:
         text += f", {totals.bad:,} bad rows ({job.errors})"
     return text
+
+
+@contextlib.contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    """What a disk or the memory does not give ends the job in one line, and leaves what is done."""
+    kept = "what is finished is kept: run the same command again"
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(
+            f"{error.filename or target}: {error.strerror}; {kept}", Exit.CANTCREAT
+        ) from error
+    except MemoryError as error:
+        raise StartupError(f"{target}: no memory is left; {kept}", Exit.UNAVAILABLE) from error
 
 
 @contextlib.contextmanager

@@ -108,8 +108,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise StartupError(
-            f"{path}: cannot be written: {error.strerror}; what is finished is kept: run the same "
-            "command again",
+            f"{path}: {error.strerror}; what is finished is kept: run the same command again",
             Exit.CANTCREAT,
         ) from error
 
