@@ -69,7 +69,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients; do \
+	for name in serve serve-cuda dev clients ray; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -82,7 +82,7 @@ lock:  ## write the lock files anew (needs uv)
 	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-ray .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -94,6 +94,12 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-ray/.installed: requirements/ray.txt pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) --require-hashes -r requirements/ray.txt
+	.venv-ray/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv-clients/.installed: requirements/clients.txt

@@ -262,6 +262,15 @@ _OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
             "action": "store_true",
             "help": "replace an OUTPUT that is there, and forget what another job finished of it",
         },
+        "--ray": {
+            "metavar": "ADDRESS",
+            "help": "on the nodes of this Ray cluster: HOST:PORT, or auto",
+        },
+        "--artifacts-by": {
+            "choices": ("object-store", "working-dir", "path"),
+            "default": "object-store",
+            "help": "how the artifact reaches the nodes; default: object-store",
+        },
     },
     "doctor": {"--json": {"action": "store_true", "help": "the report as JSON"}},
     "tune": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import signal
 import sys
@@ -18,6 +19,7 @@ from embedserve import artifact, host, registry
 from embedserve.artifact import Manifest
 from embedserve.backend import PROVIDERS
 from embedserve.bulk.chunks import Cut, Reader, Selection
+from embedserve.bulk.cluster import Source, Task, open_cluster
 from embedserve.bulk.engine import Engine, How
 from embedserve.bulk.inputs import open_input
 from embedserve.bulk.job import Job, Plan, Totals, identify
@@ -46,6 +48,8 @@ class Options:
     truncate: Truncate
     on_error: str | None
     overwrite: bool
+    ray: str | None
+    artifacts_by: str
 
 
 def options(
@@ -131,7 +135,11 @@ def _embed(
     totals = job.finished()
     if totals is not None:
         return job, totals, ", it was there already, made by this very job"
-    open_runner = _local(spec, directory, settings, how, reader, maker)
+    if options.ray is None:
+        open_runner = _local(spec, directory, settings, how, reader, maker)
+    else:
+        task = Task(spec, manifest.fingerprint, how, maker, settings)
+        open_runner = _cluster(options, directory, task)
     with job.open(options.overwrite):
         rate = _run(job, reader, open_runner)
         return job, job.finish(_facts(plan), maker.output), rate
@@ -183,7 +191,7 @@ def _missing(reader: Reader, done: dict[int, Cut]) -> Iterator[Cut]:
 
 def _local(
     spec: ModelSpec, directory: Path, settings: Settings, how: How, reader: Reader, maker: Maker
-) -> Callable[[], Local]:
+) -> Callable[[], Runner]:
     """Open a model on every core of this process."""
 
     def opened() -> Local:
@@ -194,6 +202,15 @@ def _local(
         return Local(Engine(model, how, lanes, tokens), reader, maker)
 
     return opened
+
+
+def _cluster(options: Options, directory: Path, task: Task) -> Callable[[], Runner]:
+    """Open a model on the nodes of a Ray cluster."""
+    assert options.ray is not None
+    source = Source(options.source.absolute(), options.selection, options.chunk_rows)
+    return functools.partial(
+        open_cluster, options.ray, options.artifacts_by, directory.absolute(), source, task
+    )
 
 
 def _prompt(manifest: Manifest, name: str | None) -> str:
