@@ -16,7 +16,7 @@ BENCH = .venv-dev/bin/python -m tests.bench
 EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: serve export test test-serve test-export test-clients test-slow test-faults test-ray
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -42,6 +42,10 @@ test-faults: .venv-export/.installed
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
+
+# Two nodes as processes of this machine.
+test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported
+	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed

@@ -7,12 +7,14 @@ is missing when it gives up is done in another round.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import platform
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+import socket
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,7 @@ from embedserve.settings import Settings
 ROUND = 5000
 # Chunks that an actor has at a time: while lanes run one, the next is tokenized, and others arrive.
 IN_HAND, AT_WORK = 4, 2
+REACH_SECONDS = 10.0
 
 # Ray Data's rows: one column of what we pickled, a chunk or a part, or why there is none.
 Row = Mapping[str, Any]
@@ -127,7 +130,7 @@ class Cluster:
         self.texts = self.tokens = 0
         self.place = 0.0  # chunks in work are not looked into
 
-    def parts(self, cuts: Iterable[Cut]) -> Iterator[Part]:
+    def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
         """The part of each chunk, once. StartupError when a round brings none."""
         rest = iter(cuts)
         while missing := {cut.number: cut for cut in islice(rest, ROUND)}:
@@ -146,11 +149,12 @@ class Cluster:
 
         before, reason = len(missing), ""
         try:
-            for part in self._round(list(missing.values())):
-                if missing.pop(part.cut.number, None):
-                    self.texts += part.cut.rows - len(part.bad)
-                    self.tokens += part.tokens
-                    yield part
+            with contextlib.closing(self._round(list(missing.values()))) as parts:
+                for part in parts:
+                    if missing.pop(part.cut.number, None):
+                        self.texts += part.cut.rows - len(part.bad)
+                        self.tokens += part.tokens
+                        yield part
         except ray.exceptions.RayError as error:
             reason = f": {error}"
         if len(missing) == before:
@@ -158,7 +162,7 @@ class Cluster:
                 f"the cluster finished none of {before} chunks{reason}", Exit.UNAVAILABLE
             )
 
-    def _round(self, cuts: list[Cut]) -> Iterator[Part]:
+    def _round(self, cuts: list[Cut]) -> Generator[Part, None, None]:
         """One run of Ray Data over some chunks; a block is a chunk."""
         import ray
 
@@ -188,11 +192,13 @@ class Cluster:
                 num_gpus=self._gpus,
             )
         )
-        for row in parts.iter_rows():
-            found = pickle.loads(row[_COLUMN])  # noqa: S301  # our own
-            if isinstance(found, StartupError):
-                raise found
-            yield found
+        # Closed here and not when it is collected: Ray must be at rest before it is left.
+        with contextlib.closing(iter(parts.iter_batches(batch_size=None))) as batches:
+            for batch in batches:
+                for found in _unpacked(batch):
+                    if isinstance(found, StartupError):
+                        raise found
+                    yield found
 
 
 def open_cluster(
@@ -232,6 +238,7 @@ def _join(ray: Any, address: str, environment: Mapping[str, str]) -> None:
             "name HOST:PORT or auto",
             Exit.USAGE,
         )
+    _check_reachable(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -243,6 +250,17 @@ def _join(ray: Any, address: str, environment: Mapping[str, str]) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StartupError(f"--ray {address}: {error}", Exit.UNAVAILABLE) from error
     signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place
+
+
+def _check_reachable(address: str) -> None:
+    """StartupError where nobody listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:  # auto, or the name of a cluster: Ray says at once when there is none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise StartupError(f"--ray {address}: {error}", Exit.UNAVAILABLE) from error
 
 
 def _check_versions(wanted: tuple[str, ...]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,7 +84,7 @@ class Runner(Protocol):
     @property
     def place(self) -> float: ...
 
-    def parts(self, cuts: Iterable[Cut]) -> Iterator[Part]: ...
+    def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]: ...
 
     def close(self) -> None: ...
 
@@ -159,8 +159,9 @@ def _run(job: Job, reader: Reader, open_runner: Callable[[], Runner]) -> str:
         def state() -> State:
             return State(finished + runner.place, reader.end, runner.texts, runner.tokens)
 
-        with Progress(state, sys.stderr) as progress:
-            for part in runner.parts(itertools.chain([first], missing)):
+        parts = contextlib.closing(runner.parts(itertools.chain([first], missing)))
+        with Progress(state, sys.stderr) as progress, parts as found:
+            for part in found:
                 progress.report(part.bad)
                 if part.bad and job.plan.on_error == "stop":
                     row = part.bad[0]

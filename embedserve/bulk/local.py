@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from embedserve.bulk.chunks import Chunk, Cut, Reader
 from embedserve.bulk.engine import Engine, Work
@@ -39,7 +39,7 @@ class Local:
             for chunk, work in tuple(self._waiting)
         )
 
-    def parts(self, cuts: Iterable[Cut]) -> Iterator[Part]:
+    def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
         """The part of each chunk, in their order."""
         for cut in cuts:
             chunk = self._reader.read(cut)
