@@ -40,7 +40,7 @@ BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
 IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
   .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
 
-.PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults
+.PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults test-ray
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
@@ -73,6 +73,10 @@ test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
 # The server of .venv-otel, which has the extra.
 test-otel: .venv-otel/.installed .venv-dev/.installed
 	.venv-dev/bin/python -m pytest tests/otel
+
+# Two nodes as processes of this machine.
+test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported
+	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
@@ -127,7 +131,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda serve-otel dev clients build sbom; do \
+	for name in serve serve-cuda serve-otel dev clients build sbom ray; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -140,7 +144,7 @@ lock:  ## write the lock files anew (needs uv)
 	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-reference .venv-bench \
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-reference .venv-bench \
 	  artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
@@ -159,6 +163,12 @@ clean:
 	$(PYTHON) -m venv .venv-otel
 	.venv-otel/bin/python $(PIP_INSTALL) --require-hashes -r requirements/serve-otel.txt
 	.venv-otel/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-ray/.installed: requirements/ray.txt pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) --require-hashes -r requirements/ray.txt
+	.venv-ray/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv-clients/.installed: requirements/clients.txt

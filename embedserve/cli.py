@@ -1,4 +1,4 @@
-"""embedserve serve | health | verify | doctor | tune."""
+"""embedserve serve | embed | health | verify | doctor | tune."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -116,6 +116,35 @@ def health(
     return 0 if ready else 1
 
 
+def embed(
+    models: str | None,
+    artifacts: str | None,
+    model: list[str],
+    provider: str | None,
+    lanes: str | None,
+    tokens_per_pass: str | None,
+    **options: Any,
+) -> int:
+    """Embed a file of texts into a file of vectors, without a server; killed, it goes on."""
+    flags = {"provider": provider, "lanes": lanes, "tokens_per_pass": tokens_per_pass}
+    configuration, settings, paths = _settings(models, artifacts, flags)
+    from embedserve import registry
+    from embedserve.bulk import command
+
+    if len(model) > 1:
+        raise StartupError("embed takes one --model", Exit.USAGE)
+    names = model or list(_present(configuration, paths["artifacts"]))
+    if len(names) > 1:
+        raise StartupError(f"name one --model of {', '.join(names)}", Exit.USAGE)
+    (spec,) = registry.choose(
+        configuration.models,
+        names or list(islice(configuration.models, 1)),
+        paths["artifacts"],
+        skip_missing=False,
+    )
+    return command.embed(command.options(**options), spec, paths["artifacts"] / spec.name, settings)
+
+
 def verify(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Check digests, golden vectors and aliases of every artifact, without serving."""
     configuration, settings, paths = _settings(models, artifacts, flags)
@@ -150,17 +179,14 @@ def tune(
 ) -> int:
     """Measure which lanes and tokens_per_pass are fastest on this host and model."""
     configuration, settings, paths = _settings(models, artifacts, {})
-    from embedserve import artifact, registry, server_table
+    from embedserve import registry, server_table
     from embedserve.tune import measure, recommend, table
 
     if len(model) > 1 or settings.provider != "cpu" or not 1 <= seconds <= 3600:
         raise StartupError("tune measures one --model, on the CPU, for 1 to 3600 s", Exit.USAGE)
     if write:  # what cannot be written is said before a minute is spent
         server_table.check(paths["models"], {"lanes": 1, "tokens_per_pass": 1})
-    present = (
-        n for n in configuration.models if (paths["artifacts"] / n / artifact.MANIFEST).exists()
-    )
-    names = model or list(islice(present, 1))
+    names = model or list(islice(_present(configuration, paths["artifacts"]), 1))
     (spec,) = registry.choose(configuration.models, names, paths["artifacts"], skip_missing=False)
     cores = host.read().cores
     print(f"{spec.name} on {cores.value} cores ({cores.origin}), {seconds:g} s", flush=True)
@@ -201,6 +227,13 @@ def _paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
     }
 
 
+def _present(configuration: Config, artifacts: Path) -> Iterator[str]:
+    """The models that have an artifact."""
+    from embedserve.artifact import MANIFEST
+
+    return (name for name in configuration.models if (artifacts / name / MANIFEST).exists())
+
+
 def _set(flags: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in flags.items() if value is not None}
 
@@ -209,6 +242,7 @@ def _set(flags: Mapping[str, str | None]) -> dict[str, str]:
 _COMMANDS: Mapping[str, tuple[Callable[..., int], Sequence[str] | None]] = {
     "serve": (serve, None),
     "health": (health, ("host", "port")),
+    "embed": (embed, ("provider", "lanes", "tokens_per_pass")),
     "verify": (verify, ("provider", "skip_missing")),
     "doctor": (doctor, None),
     "tune": (tune, ()),
@@ -217,6 +251,62 @@ _COMMANDS: Mapping[str, tuple[Callable[..., int], Sequence[str] | None]] = {
 _OPTIONS: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "health": {
         "--seconds": {"type": float, "default": 5.0, "help": "time to answer; default: 5"},
+    },
+    "embed": {
+        "source": {"metavar": "INPUT", "help": "texts: .jsonl, .csv, .tsv or .parquet"},
+        "target": {"metavar": "OUTPUT", "help": "vectors: .parquet, .jsonl or .npy"},
+        "--text-column": {"default": "text", "help": "where the text stands; default: text"},
+        "--vector-column": {
+            "default": "embedding",
+            "help": "what the vector is called; default: embedding",
+        },
+        "--keep": {
+            "action": "append",
+            "metavar": "COLUMN",
+            "help": "keep this column beside the vector; may be repeated; default: all",
+        },
+        "--drop": {
+            "action": "append",
+            "default": [],
+            "metavar": "COLUMN",
+            "help": "do not keep this column; may be repeated",
+        },
+        "--prompt-name": {"metavar": "NAME", "help": "one of the model's prompts, for every text"},
+        "--dimensions": {"type": int, "help": "cut and scale vectors, for Matryoshka models"},
+        "--dtype": {
+            "choices": ("float32", "float16"),
+            "default": "float32",
+            "help": "of the numbers; default: float32",
+        },
+        "--truncate": {
+            "choices": ("end", "start", "error"),
+            "default": "end",
+            "help": "which end of a longer text is cut, or that it is a bad row; default: end",
+        },
+        "--on-error": {
+            "choices": ("skip", "null", "stop"),
+            "help": "leave a bad row out, keep it without a vector, or end; default: skip, and "
+            "null for .npy, whose rows are known by their place",
+        },
+        "--chunk-rows": {
+            "type": int,
+            "default": 4096,
+            "metavar": "ROWS",
+            "help": "rows of what is finished at a time; default: 4096",
+        },
+        "--overwrite": {
+            "action": "store_true",
+            "help": "replace an OUTPUT that is there, and forget what another job finished of it",
+        },
+        "--ray": {
+            "metavar": "ADDRESS",
+            "help": "on the nodes of this Ray cluster: HOST:PORT, or auto",
+        },
+        "--artifacts-by": {
+            "choices": ("object-store", "working-dir", "path"),
+            "default": "object-store",
+            "help": "how the artifact reaches the nodes; default: object-store",
+        },
     },
     "doctor": {"--json": {"action": "store_true", "help": "the report as JSON"}},
     "tune": {

@@ -1,0 +1,299 @@
+"""embedserve embed: a file of texts to a file of vectors, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from embedserve import artifact, host, registry
+from embedserve.artifact import Manifest
+from embedserve.backend import PROVIDERS
+from embedserve.bulk.chunks import Cut, Reader, Selection
+from embedserve.bulk.cluster import Source, Task, open_cluster
+from embedserve.bulk.engine import Engine, How
+from embedserve.bulk.inputs import open_input
+from embedserve.bulk.job import Job, Plan, Totals, identify
+from embedserve.bulk.local import Local
+from embedserve.bulk.maker import Maker
+from embedserve.bulk.outputs import check_output
+from embedserve.bulk.parts import Part
+from embedserve.bulk.progress import Progress, State, clock_time
+from embedserve.config import ModelSpec
+from embedserve.errors import Exit, StartupError
+from embedserve.settings import Settings
+from embedserve.tokenization import Truncate
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says of one job."""
+
+    source: Path
+    target: Path
+    selection: Selection
+    dimensions: int | None
+    chunk_rows: int
+    prompt_name: str | None
+    dtype: str
+    truncate: Truncate
+    on_error: str | None
+    overwrite: bool
+    ray: str | None
+    artifacts_by: str
+
+
+def options(
+    source: str,
+    target: str,
+    text_column: str,
+    vector_column: str,
+    keep: list[str] | None,
+    drop: list[str],
+    dimensions: int | None,
+    chunk_rows: int,
+    **others: Any,
+) -> Options:
+    """What the parser found, checked as far as that can be done without the files."""
+    if chunk_rows < 1:
+        raise StartupError(f"--chunk-rows {chunk_rows}: 1 or more", Exit.USAGE)
+    selection = Selection(
+        text_column, vector_column, None if keep is None else tuple(keep), tuple(drop)
+    )
+    return Options(Path(source), Path(target), selection, dimensions, chunk_rows, **others)
+
+
+class Runner(Protocol):
+    """Embeds chunks somewhere. The counts are of what it did so far."""
+
+    @property
+    def texts(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def place(self) -> float: ...
+
+    def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]: ...
+
+    def close(self) -> None: ...
+
+
+class StoppedError(BaseException):
+    """A signal ends the command, wherever it is: what is finished is on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings) -> int:
+    """Make options.target, or go on with it. Returns the exit status."""
+    begin = time.monotonic()
+    try:
+        with _signals(), _disk(options.target):
+            job, totals, rate = _embed(options, spec, directory, settings)
+    except StoppedError as stopped:
+        name = signal.Signals(stopped.number).name
+        print(
+            f"embedserve: stopped by {name}; run the same command to go on: what is finished of "
+            f"{options.target} is kept",
+            file=sys.stderr,
+        )
+        return 128 + stopped.number
+    took = f"{clock_time(time.monotonic() - begin)}{rate}"
+    print(f"{job.target}: {_shown(totals, job)}; {took}")
+    return 0
+
+
+def _embed(
+    options: Options, spec: ModelSpec, directory: Path, settings: Settings
+) -> tuple[Job, Totals, str]:
+    """Returns the job, what its output has, and how fast it was made."""
+    form = check_output(options.target)
+    reader = open_input(options.source, options.selection, options.chunk_rows)
+    manifest = artifact.read(directory)
+    how = How(
+        _prompt(manifest, options.prompt_name),
+        options.truncate,
+        _dimensions(manifest, options.dimensions),
+    )
+    plan = _plan(options, manifest, how, options.on_error or form.on_error)
+    dtype = np.dtype(options.dtype).newbyteorder("<")
+    maker = Maker(form(options.selection.vector, how.dimensions, dtype), dtype, plan.on_error)
+    job = Job(options.target, plan)
+    totals = job.finished()
+    if totals is not None:
+        return job, totals, ", it was there already, made by this very job"
+    if options.ray is None:
+        open_runner = _local(spec, directory, settings, how, reader, maker)
+    else:
+        task = Task(spec, manifest.fingerprint, how, maker, settings)
+        open_runner = _cluster(options, directory, task)
+    with job.open(options.overwrite):
+        rate = _run(job, reader, open_runner)
+        return job, job.finish(_facts(plan), maker.output), rate
+
+
+def _run(job: Job, reader: Reader, open_runner: Callable[[], Runner]) -> str:
+    """Embed what is not finished; how fast that was."""
+    done = job.parts.cuts()
+    missing = _missing(reader, done)
+    first = next(missing, None)
+    if first is None:
+        return ""
+    finished = sum(cut.end - cut.start for cut in done.values())
+    with contextlib.closing(open_runner()) as runner:
+        begin = time.monotonic()
+
+        def state() -> State:
+            return State(finished + runner.place, reader.end, runner.texts, runner.tokens)
+
+        parts = contextlib.closing(runner.parts(itertools.chain([first], missing)))
+        with Progress(state, sys.stderr) as progress, parts as found:
+            for part in found:
+                progress.report(part.bad)
+                if part.bad and job.plan.on_error == "stop":
+                    row = part.bad[0]
+                    raise StartupError(
+                        f"line {row.line}: {row.code}: {row.message}; what is finished is kept in "
+                        f"{job.directory}",
+                        Exit.DATAERR,
+                    )
+                job.parts.put(part)
+                finished += part.cut.end - part.cut.start
+        seconds = time.monotonic() - begin
+        return f", {runner.texts / seconds:,.0f} texts/s, {runner.tokens / seconds:,.0f} tokens/s"
+
+
+def _missing(reader: Reader, done: dict[int, Cut]) -> Iterator[Cut]:
+    """The chunks that are not finished; those at the beginning are not looked at again."""
+    last = None
+    while (number := last.number + 1 if last else 0) in done:
+        last = done[number]
+    for cut in reader.cuts(last):
+        if cut.number not in done:
+            yield cut
+        elif done[cut.number] != cut:
+            raise StartupError(
+                f"chunk {cut.number} was {done[cut.number]}, is {cut}", Exit.SOFTWARE
+            )
+
+
+def _local(
+    spec: ModelSpec, directory: Path, settings: Settings, how: How, reader: Reader, maker: Maker
+) -> Callable[[], Runner]:
+    """Open a model on every core of this process."""
+
+    def opened() -> Local:
+        model, _ = registry.load_model(spec, directory, settings.provider)
+        provider = PROVIDERS[settings.provider]
+        lanes = settings.lanes or provider.lanes or host.read().cores.value
+        tokens = settings.tokens_per_pass or provider.tokens_per_pass
+        return Local(Engine(model, how, lanes, tokens), reader, maker)
+
+    return opened
+
+
+def _cluster(options: Options, directory: Path, task: Task) -> Callable[[], Runner]:
+    """Open a model on the nodes of a Ray cluster."""
+    assert options.ray is not None
+    source = Source(options.source.absolute(), options.selection, options.chunk_rows)
+    return functools.partial(
+        open_cluster, options.ray, options.artifacts_by, directory.absolute(), source, task
+    )
+
+
+def _prompt(manifest: Manifest, name: str | None) -> str:
+    wanted = name or manifest.default_prompt_name
+    if wanted is None:
+        return ""
+    if wanted not in manifest.prompts:
+        known = ", ".join(manifest.prompts) or "none"
+        raise StartupError(
+            f"--prompt-name {wanted}: prompts of {manifest.name}: {known}", Exit.USAGE
+        )
+    return manifest.prompts[wanted]
+
+
+def _dimensions(manifest: Manifest, asked: int | None) -> int:
+    own = manifest.dimension
+    if asked is None or asked == own or (manifest.matryoshka and 1 <= asked <= own):
+        return asked or own
+    accepted = f"1 to {own}" if manifest.matryoshka else f"only {own}"
+    raise StartupError(f"--dimensions {asked}: {manifest.name} accepts {accepted}", Exit.USAGE)
+
+
+def _plan(options: Options, manifest: Manifest, how: How, on_error: str) -> Plan:
+    chosen = options.selection
+    return Plan(
+        input=identify(options.source),
+        model=manifest.name,
+        fingerprint=manifest.fingerprint,
+        prompt=how.prompt,
+        truncate=how.truncate,
+        dimensions=how.dimensions,
+        dtype=options.dtype,
+        text_column=chosen.text,
+        vector_column=chosen.vector,
+        keep=None if chosen.keep is None else list(chosen.keep),
+        drop=list(chosen.drop),
+        on_error=on_error,
+        chunk_rows=options.chunk_rows,
+        output=options.target.suffix.lower(),
+    )
+
+
+def _facts(plan: Plan) -> dict[str, object]:
+    """How the vectors were made, for formats that have a place to say it."""
+    names = ("model", "fingerprint", "prompt", "truncate", "dimensions", "dtype")
+    return {name: getattr(plan, name) for name in names}
+
+
+def _shown(totals: Totals, job: Job) -> str:
+    text = f"{totals.rows:,} rows of {job.plan.dimensions} {job.plan.dtype}"
+    if totals.truncated:
+        text += f", {totals.truncated:,} texts cut to the model's limit"
+    if totals.bad:
+        text += f", {totals.bad:,} bad rows ({job.errors})"
+    return text
+
+
+@contextlib.contextmanager
+def _disk(target: Path) -> Iterator[None]:
+    """What a disk or the memory does not give ends the job in one line, and leaves what is done."""
+    kept = "what is finished is kept: run the same command again"
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(
+            f"{error.filename or target}: {error.strerror}; {kept}", Exit.CANTCREAT
+        ) from error
+    except MemoryError as error:
+        raise StartupError(f"{target}: no memory is left; {kept}", Exit.UNAVAILABLE) from error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise StoppedError; a second one has its default effect."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise StoppedError(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

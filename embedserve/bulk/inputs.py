@@ -1,0 +1,30 @@
+"""Which reader reads a file: by the end of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from embedserve.bulk.chunks import Reader, Selection
+from embedserve.bulk.delimited import Delimited, TabSeparated
+from embedserve.bulk.jsonl import JsonLines
+from embedserve.bulk.parquet import Parquet
+from embedserve.errors import Exit, StartupError
+
+INPUTS: Mapping[str, Callable[[Path, Selection, int], Reader]] = {
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".csv": Delimited,
+    ".tsv": TabSeparated,
+    ".parquet": Parquet,
+}
+
+
+def open_input(path: Path, selection: Selection, chunk_rows: int) -> Reader:
+    """Open a file of texts. StartupError when it is not there, or not of a format that is known."""
+    if path.suffix.lower() not in INPUTS:
+        raise StartupError(f"{path}: an input ends in one of {', '.join(INPUTS)}", Exit.USAGE)
+    try:
+        return INPUTS[path.suffix.lower()](path, selection, chunk_rows)
+    except OSError as error:
+        raise StartupError(f"{path}: cannot be read: {error.strerror}", Exit.NOINPUT) from error

@@ -1,0 +1,203 @@
+"""One job: what determines its output, what is finished of it on disk, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from embedserve.bulk.outputs import Output
+from embedserve.bulk.parts import Parts, write_whole
+from embedserve.errors import Exit, StartupError
+
+FORMAT = 1
+RECORD, LOCK = "job.json", "lock"
+# Of the input's content so much is read at either end, to know it again.
+ENDS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that determines an output. The same plan on the same processor gives the same bytes."""
+
+    input: Mapping[str, object]  # its size, time and the digest of its ends
+    model: str
+    fingerprint: str
+    prompt: str
+    truncate: str
+    dimensions: int
+    dtype: str
+    text_column: str
+    vector_column: str
+    keep: list[str] | None
+    drop: list[str]
+    on_error: str
+    chunk_rows: int
+    output: str  # the end of its name
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What an output has: rows, and of the input's rows those that got no vector."""
+
+    rows: int
+    bad: int
+    tokens: int
+    truncated: int
+
+
+def identify(path: Path) -> dict[str, object]:
+    """What an input is known by. Its time is, too: a change in its middle must not go unseen."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        digest = hashlib.sha256(file.read(ENDS))
+        file.seek(max(0, status.st_size - ENDS))
+        digest.update(file.read(ENDS))
+    return {
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "sha256_of_ends": digest.hexdigest(),
+    }
+
+
+class Job:
+    """OUTPUT, OUTPUT.parts while it is made, OUTPUT.job.json once it is there."""
+
+    def __init__(self, target: Path, plan: Plan) -> None:
+        self.target, self.plan = target, plan
+        self.directory = _beside(target, ".parts")
+        self.parts = Parts(self.directory)
+        self.errors = _beside(target, ".errors.jsonl")
+        self._done = _beside(target, ".job.json")
+
+    def finished(self) -> Totals | None:
+        """What OUTPUT has, where it is there and this very job made it."""
+        done = _read(self._done)
+        if done is None or done.get("plan") != self._record() or not self.target.exists():
+            return None
+        if self.target.stat().st_size != done.get("bytes"):
+            return None
+        shutil.rmtree(self.directory, ignore_errors=True)  # killed before they were removed
+        return Totals(**done["totals"])
+
+    @contextlib.contextmanager
+    def open(self, overwrite: bool) -> Iterator[None]:
+        """Begin, or go on with what is finished; nobody else works on it meanwhile.
+
+        StartupError where OUTPUT is there already or the parts are of another job, unless they are
+        to be overwritten.
+        """
+        begun = (self.directory / RECORD).exists()
+        if self.target.exists() and not begun and not overwrite:
+            raise StartupError(
+                f"{self.target}: exists, and is not of this very job; name another file, or say "
+                "--overwrite",
+                Exit.CANTCREAT,
+            )
+        try:
+            self.directory.mkdir(exist_ok=True)
+            lock = (self.directory / LOCK).open("wb")
+        except OSError as error:
+            raise StartupError(
+                f"{self.directory}: cannot be made: {error.strerror}", Exit.CANTCREAT
+            ) from error
+        with lock:
+            self._lock(lock)
+            if overwrite and _read(self.directory / RECORD) != self._record():
+                self._clear()
+            self._check_record()
+            yield
+
+    def finish(self, facts: Mapping[str, object], output: Output) -> Totals:
+        """Join the parts into OUTPUT, say what it is beside it, and remove them."""
+        heads = list(self.parts)
+        totals = Totals(
+            rows=sum(part.rows for part in heads),
+            bad=sum(len(part.bad) for part in heads),
+            tokens=sum(part.tokens for part in heads),
+            truncated=sum(part.truncated for part in heads),
+        )
+        del heads
+        self._write_errors(totals.bad)
+        write_whole(self.target, lambda file: output.join(self.parts, facts, file))
+        done = {
+            "plan": self._record(),
+            "totals": asdict(totals),
+            "bytes": self.target.stat().st_size,
+        }
+        write_whole(self._done, lambda file: _write_json(file, done))
+        shutil.rmtree(self.directory)
+        return totals
+
+    def _write_errors(self, count: int) -> None:
+        if not count:
+            self.errors.unlink(missing_ok=True)
+            return
+
+        def write(file: BinaryIO) -> None:
+            for part in self.parts:
+                for row in part.bad:
+                    file.write(json.dumps(row._asdict()).encode() + b"\n")
+
+        write_whole(self.errors, write)
+
+    def _record(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self.plan)}
+
+    def _clear(self) -> None:
+        """Forget what another job finished: its record last."""
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.name == RECORD):
+            if path.name != LOCK:
+                path.unlink()
+
+    def _lock(self, file: BinaryIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartupError(
+                f"{self.directory}: another process is at work on it", Exit.UNAVAILABLE
+            ) from None
+
+    def _check_record(self) -> None:
+        """Write down what the job is, or compare it with what is written down."""
+        path, now = self.directory / RECORD, self._record()
+        before = _read(path)
+        if before is None:
+            if any(self.parts):
+                raise StartupError(f"{path}: missing or unreadable; {_AGAIN}", Exit.CANTCREAT)
+            write_whole(path, lambda file: _write_json(file, now))
+            return
+        odd = [name for name in now if before.get(name) != now[name]]
+        # Up to the first bad row all ways of treating one are the same, and past it `stop` wrote
+        # nothing.
+        if odd == ["on_error"] and before["on_error"] == "stop":
+            write_whole(path, lambda file: _write_json(file, now))
+        elif odd:
+            found = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in odd)
+            raise StartupError(f"{self.directory}: begun with {found}; {_AGAIN}", Exit.CANTCREAT)
+
+
+_AGAIN = "to begin anew, say --overwrite"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _write_json(file: BinaryIO, value: Mapping[str, object]) -> None:
+    file.write(json.dumps(value, indent=1).encode() + b"\n")

@@ -1,0 +1,60 @@
+"""Chunks on the lanes of this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable
+
+from embedserve.bulk.chunks import Chunk, Cut, Reader
+from embedserve.bulk.engine import Engine, Work
+from embedserve.bulk.maker import Maker
+from embedserve.bulk.parts import Part
+
+# While lanes run one chunk, the next is tokenized; more would only take memory.
+AHEAD = 2
+
+
+class Local:
+    """Embeds chunks one after the other, without a gap between them."""
+
+    def __init__(self, engine: Engine, reader: Reader, maker: Maker) -> None:
+        self._engine, self._reader, self._maker = engine, reader, maker
+        self._waiting: deque[tuple[Chunk, Work]] = deque()
+
+    @property
+    def texts(self) -> int:
+        """Texts embedded so far."""
+        return self._engine.texts
+
+    @property
+    def tokens(self) -> int:
+        """Tokens embedded so far."""
+        return self._engine.tokens
+
+    @property
+    def place(self) -> float:
+        """How much of the input the chunks in work are, as far as they are done."""
+        return sum(
+            (chunk.cut.end - chunk.cut.start) * work.part_done
+            for chunk, work in tuple(self._waiting)
+        )
+
+    def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
+        """The part of each chunk, in their order."""
+        for cut in cuts:
+            chunk = self._reader.read(cut)
+            self._waiting.append((chunk, self._engine.submit(chunk.texts)))
+            if len(self._waiting) == AHEAD:
+                yield self._first()
+        while self._waiting:
+            yield self._first()
+
+    def close(self) -> None:
+        """End the lanes."""
+        self._engine.close()
+
+    def _first(self) -> Part:
+        chunk, work = self._waiting[0]
+        embedded = work.future.result()
+        self._waiting.popleft()
+        return self._maker.part(chunk, embedded)

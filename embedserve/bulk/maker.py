@@ -1,0 +1,58 @@
+"""A chunk and its vectors -> a part of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from embedserve.bulk.chunks import BadRow, Chunk, Problem
+from embedserve.bulk.engine import Embedded
+from embedserve.bulk.outputs import Output, Vectors
+from embedserve.bulk.parts import Part
+from embedserve.pooling import Floats
+
+# What becomes of a bad row: left out, kept without a vector, or the end of the job.
+ON_ERROR = ("skip", "null", "stop")
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes parts of one output; where it runs does not matter."""
+
+    output: Output
+    dtype: np.dtype[Any]
+    on_error: str
+
+    def part(self, chunk: Chunk, embedded: Embedded) -> Part:
+        """The part of one chunk: with `stop` as with `null`, whoever writes it looks at `bad`."""
+        vectors, too_large = _cast(embedded.vectors, self.dtype)
+        problems = {**chunk.problems, **embedded.problems, **too_large}
+        rows: Sequence[int] = range(len(chunk.texts))
+        if self.on_error == "skip" and problems:
+            rows = [row for row in rows if row not in problems]
+            vectors = vectors[rows]
+        payload = self.output.payload(chunk.columns, rows, vectors)
+        return Part(
+            cut=chunk.cut,
+            rows=len(rows),
+            bad=tuple(BadRow(chunk.lines[i], *problem) for i, problem in sorted(problems.items())),
+            tokens=embedded.tokens,
+            truncated=embedded.truncated,
+            size=len(payload),
+            payload=payload,
+        )
+
+
+def _cast(vectors: Floats, dtype: np.dtype[Any]) -> tuple[Vectors, dict[int, Problem]]:
+    """The vectors in the type asked for, NaN where a finite one has no place in it."""
+    with np.errstate(over="ignore"):
+        cast = vectors.astype(dtype, copy=False)
+    rows = np.flatnonzero(np.isinf(cast).any(axis=1))
+    if len(rows):
+        cast[rows] = np.nan
+    problem = Problem("non_finite_embedding", f"the vector does not fit into {dtype.name}")
+    return cast, dict.fromkeys(rows.tolist(), problem)

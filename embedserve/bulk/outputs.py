@@ -1,0 +1,179 @@
+"""What an output is made of, by the end of its name: payloads of parts, and their join."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from embedserve.bulk import arrow
+from embedserve.bulk.chunks import Columns
+from embedserve.bulk.parts import Parts
+from embedserve.errors import Exit, StartupError
+
+Vectors = NDArray[np.floating[Any]]  # (rows, dim), little-endian; NaN where there is none
+
+# A row group of Parquet holds the rows of as many parts as have so many bytes.
+GROUP_BYTES = 32 * 2**20
+
+
+class Output(Protocol):
+    """One format. `name` is the column of the vectors, (rows, dimension) of `dtype`."""
+
+    # What becomes of a bad row unless something else is asked for.
+    on_error: str
+
+    def __init__(self, name: str, dimension: int, dtype: np.dtype[Any]) -> None: ...
+
+    def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
+        """These rows of a chunk, with the vectors that belong to them."""
+
+    def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
+        """Write the whole output. `facts` say how it was made, where the format has a place."""
+
+
+class Npy:
+    """numpy's format 1.0: the matrix alone. A row is known by its place."""
+
+    on_error = "null"
+
+    def __init__(self, name: str, dimension: int, dtype: np.dtype[Any]) -> None:
+        self._dimension, self._dtype = dimension, dtype
+
+    def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
+        return vectors.astype(self._dtype, copy=False).tobytes()
+
+    def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
+        shape = (sum(part.rows for part in parts), self._dimension)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, payload in parts.payloads():
+            shutil.copyfileobj(payload, file)
+
+
+class JsonLines:
+    """An object a line: what is kept of the input's row, and the vector last."""
+
+    on_error = "skip"
+
+    def __init__(self, name: str, dimension: int, dtype: np.dtype[Any]) -> None:
+        self._key, self._dtype = orjson.dumps(name) + b":", dtype
+
+    def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
+        out = io.BytesIO()
+        for content, vector in zip(columns.objects(rows), self._rendered(vectors), strict=True):
+            out.write(content[:-1])
+            if content != b"{}":
+                out.write(b",")
+            out.write(self._key + vector + b"}\n")
+        return out.getvalue()
+
+    def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
+        for _, payload in parts.payloads():
+            shutil.copyfileobj(payload, file)
+
+    def _rendered(self, vectors: Vectors) -> Iterator[bytes]:
+        """Each as the shortest decimals that give back the same numbers; null without one."""
+        rounded = np.ascontiguousarray(vectors.astype(self._dtype, copy=False), np.float32)
+        for missing, row in zip(np.isnan(rounded[:, :1]).ravel().tolist(), rounded, strict=True):
+            yield b"null" if missing else orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class Parquet:
+    """Columns with their types, and the vectors as a fixed-size list."""
+
+    on_error = "skip"
+
+    def __init__(self, name: str, dimension: int, dtype: np.dtype[Any]) -> None:
+        pa = arrow.load()
+        self._name, self._dtype, self._dimension = name, dtype, dimension
+        self._type = pa.list_(pa.from_numpy_dtype(dtype), dimension)
+
+    def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
+        pa = arrow.load()
+        table = columns.table(rows)
+        field = pa.field(self._name, self._type)
+        schema = table.schema.append(field)
+        table = pa.Table.from_arrays([*table.columns, self._array(vectors)], schema=schema)
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, schema) as writer:
+            writer.write_table(table.combine_chunks())
+        return sink.getvalue()
+
+    def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
+        pa, parquet = arrow.load(), arrow.load("pyarrow.parquet")
+        tables = self._tables(parts)
+        first = next(tables, None)
+        schema = pa.schema([(self._name, self._type)]) if first is None else first.schema
+        schema = schema.with_metadata({"embedserve": json.dumps(facts)})
+        # Vectors have no two equal numbers: a dictionary of them would be tried in vain.
+        others = [name for name in schema.names if name != self._name]
+        with parquet.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=others, write_statistics=others
+        ) as writer:
+            for group in _groups(itertools.chain([] if first is None else [first], tables)):
+                writer.write_table(pa.concat_tables(group))
+
+    def _tables(self, parts: Parts) -> Iterator[Any]:
+        """Each part's table; what came as JSON gets the types that the values of all parts have."""
+        pa = arrow.load()
+        types: dict[str, str] | None = None
+        for _, payload in parts.payloads():
+            stream = pa.ipc.open_stream(payload)
+            if arrow.KINDS not in (stream.schema.metadata or {}):
+                yield stream.read_all()
+                continue
+            types = types or arrow.unite(_kinds(parts))
+            table = stream.read_all()
+            columns = arrow.typed(table.column(arrow.OBJECTS), types)
+            yield pa.table({**columns, self._name: table.column(self._name)})
+
+    def _array(self, vectors: Vectors) -> Any:
+        pa = arrow.load()
+        flat = pa.array(np.ascontiguousarray(vectors.astype(self._dtype, copy=False)).ravel())
+        missing = np.isnan(vectors[:, 0])
+        mask = pa.array(missing) if missing.any() else None
+        return pa.FixedSizeListArray.from_arrays(flat, type=self._type, mask=mask)
+
+
+def _kinds(parts: Parts) -> Iterator[dict[str, list[str]]]:
+    pa = arrow.load()
+    for _, payload in parts.payloads():
+        yield json.loads(pa.ipc.open_stream(payload).schema.metadata[arrow.KINDS])
+
+
+def _groups(tables: Iterable[Any]) -> Iterator[list[Any]]:
+    """Tables of GROUP_BYTES together."""
+    group: list[Any] = []
+    for table in tables:
+        group.append(table)
+        if sum(table.nbytes for table in group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+OUTPUTS: Mapping[str, type[Output]] = {
+    ".parquet": Parquet,
+    ".jsonl": JsonLines,
+    ".ndjson": JsonLines,
+    ".npy": Npy,
+}
+
+
+def check_output(path: Path) -> type[Output]:
+    """The format of an output by its name. StartupError where it is none, or cannot be there."""
+    if path.suffix.lower() not in OUTPUTS:
+        raise StartupError(f"{path}: an output ends in one of {', '.join(OUTPUTS)}", Exit.USAGE)
+    if not path.parent.is_dir():
+        raise StartupError(f"{path}: {path.parent} is no directory", Exit.CANTCREAT)
+    return OUTPUTS[path.suffix.lower()]

@@ -1,0 +1,122 @@
+"""The finished chunks of a job on disk: one file each, whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from embedserve.bulk.chunks import BadRow, Cut
+from embedserve.errors import Exit, StartupError
+
+TEMPORARY = ".tmp"
+_NAME = re.compile(r"(\d{8,})\.part")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One chunk as it will stand in the output: `payload` is what the output's format made of it.
+
+    `rows` are those in the output, and `bad` those of the input that got no vector.
+    """
+
+    cut: Cut
+    rows: int
+    bad: tuple[BadRow, ...]
+    tokens: int
+    truncated: int
+    size: int  # of the payload, in bytes
+    payload: bytes = b""
+
+
+class Parts:
+    """A directory of parts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def cuts(self) -> dict[int, Cut]:
+        """The chunks that are finished, by number; what was half written is removed."""
+        for path in self.directory.glob(f"*{TEMPORARY}"):
+            path.unlink()
+        return {part.cut.number: part.cut for part in self}
+
+    def put(self, part: Part) -> None:
+        """Write a part so that it is whole or not there, whatever happens."""
+        head = asdict(part)
+        del head["payload"]
+
+        def write(file: BinaryIO) -> None:
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(part.payload)
+
+        write_whole(self.directory / f"{part.cut.number:08}.part", write)
+
+    def __iter__(self) -> Iterator[Part]:
+        """Each part without its payload, in the order of the input."""
+        for path in self._paths():
+            with path.open("rb") as file:
+                yield _head(file, path)
+
+    def payloads(self) -> Iterator[tuple[Part, BinaryIO]]:
+        """Each part and the file that stands at its payload, in the order of the input."""
+        for path in self._paths():
+            with path.open("rb") as file:
+                yield _head(file, path), file
+
+    def _paths(self) -> list[Path]:
+        found = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.stem))
+
+
+def _head(file: BinaryIO, path: Path) -> Part:
+    try:
+        head = json.loads(file.readline())
+        cut, bad = Cut(*head.pop("cut")), tuple(BadRow(*row) for row in head.pop("bad"))
+        part = Part(cut, bad=bad, **head)
+        rest = os.fstat(file.fileno()).st_size - file.tell()
+    except (ValueError, TypeError, KeyError) as error:
+        raise _broken(path) from error
+    if rest != part.size:
+        raise _broken(path)
+    return part
+
+
+def _broken(path: Path) -> StartupError:
+    return StartupError(f"{path}: is not what was written; remove it, and run again", Exit.DATAERR)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under another name, bring it to the disk, and give it its name.
+
+    StartupError names the file where the disk does not take it.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise StartupError(
+            f"{path}: {error.strerror}; what is finished is kept: run the same command again",
+            Exit.CANTCREAT,
+        ) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

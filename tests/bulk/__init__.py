@@ -1,0 +1,1 @@
+"""embedserve embed: readers, engine, outputs, resume, and the command itself."""

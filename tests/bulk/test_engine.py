@@ -1,0 +1,184 @@
+"""Texts -> vectors: each the one the text has alone, and each bad text alone is bad."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedserve.batching import FREE_PADDING, MAX_PADDING, Batch, Shape
+from embedserve.bulk.engine import Engine, How, cut
+from embedserve.config import ModelSpec
+from embedserve.lanes import Stop
+from embedserve.models import Model
+from embedserve.pooling import Floats
+from embedserve.registry import load_model
+from embedserve.worker import Backend
+from embedserve.worker import Engine as WorkerEngine
+from tests import tiny
+
+
+@given(
+    st.lists(st.integers(1, 300), max_size=200),
+    st.integers(1, 512),
+    st.one_of(st.none(), st.integers(1, 200)),
+)
+def test_cut(lengths: list[int], budget: int, masked_up_to: int | None) -> None:
+    """Every sequence once; passes within the budget but for one text alone, of near lengths."""
+    shape = Shape("m", 1000.0, masked_up_to)
+    passes = list(cut(lengths, shape, budget))
+    assert sorted(i for numbers in passes for i in numbers) == list(range(len(lengths)))
+    for numbers in passes:
+        longest, shortest = lengths[numbers[0]], lengths[numbers[-1]]
+        assert longest * len(numbers) <= budget or len(numbers) == 1
+        assert longest - shortest <= max(FREE_PADDING, MAX_PADDING * longest)
+        if masked_up_to is not None and longest > masked_up_to:
+            assert longest == shortest
+
+
+class Gate:
+    """A backend that waits before each pass until it may go on, and counts the sequences."""
+
+    def __init__(self, model: Model) -> None:
+        self._backend = model.engine.backend
+        self.open, self.reached = threading.Event(), threading.Event()
+        self.sequences: list[int] = []
+
+    def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats:
+        self.sequences.append(len(batch.input_ids))
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            self.open.set()
+
+        stop.bind(end)
+        self.reached.set()
+        self.open.wait(30)
+        if ended.is_set():
+            raise RuntimeError("terminated")
+        return self._backend.embed(batch, alone, stop)
+
+
+@pytest.fixture
+def model(tiny_artifacts: Path) -> Model:
+    return load_model(ModelSpec("tiny"), tiny_artifacts / "tiny", "cpu")[0]
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    made = Engine(model, How("", "end", tiny.HIDDEN), 3, 16)
+    yield made
+    made.close()
+
+
+WORDS = st.lists(st.sampled_from(("a", "b", "c", "d")), min_size=1, max_size=6).map(" ".join)
+
+
+def test_vectors(engine: Engine) -> None:
+    """Whatever is beside it, a text has its vector; None has none."""
+
+    @given(st.lists(st.one_of(st.none(), WORDS), max_size=60))
+    def check(texts: list[str | None]) -> None:
+        embedded = engine.submit(texts).future.result(30)
+        assert embedded.problems == {}
+        assert embedded.vectors.shape == (len(texts), tiny.HIDDEN)
+        for text, row in zip(texts, embedded.vectors, strict=True):
+            if text is None:
+                assert np.isnan(row).all()
+            else:
+                np.testing.assert_allclose(row, tiny.expected(text), atol=1e-6)
+        assert embedded.tokens == sum(len(t.split()) + 2 for t in texts if t is not None)
+
+    check()
+
+
+def test_bad_texts(engine: Engine) -> None:
+    """A text that fails, or whose vector is of no use, fails alone."""
+    texts = ["a", "poison", "a b", "fail", "void", "x" * 2001, "b", "fail a", "fail"]
+    embedded = engine.submit(texts).future.result(30)
+    assert {place: problem.code for place, problem in embedded.problems.items()} == {
+        1: "non_finite_embedding",
+        3: "inference_failed",
+        5: "input_too_long",
+        7: "inference_failed",
+        8: "inference_failed",
+    }
+    assert embedded.problems[5].message.startswith("the text has 2001 characters")
+    assert np.isnan(embedded.vectors[[1, 3, 5, 7, 8]]).all()
+    for place in (0, 2, 6):
+        np.testing.assert_allclose(embedded.vectors[place], tiny.expected(texts[place]), atol=1e-6)
+    # [CLS], [SEP] and one zero row: no vector is of zeros alone here.
+    assert np.isfinite(embedded.vectors[4]).all()
+
+
+def test_equal_texts_are_computed_once(model: Model) -> None:
+    """A corpus repeats itself: each text of a chunk runs once, and all its rows get the vector."""
+    gate = Gate(model)
+    gate.open.set()
+    model.engine = _with(model, gate)
+    engine = Engine(model, How("", "end", tiny.HIDDEN), 1, 256)
+    embedded = engine.submit(["a", "b c", "a", "a", "b c"]).future.result(30)
+    engine.close()
+    assert sum(gate.sequences) == 2
+    assert embedded.vectors.tolist() == [
+        embedded.vectors[place].tolist() for place in (0, 1, 0, 0, 1)
+    ]
+    assert (engine.texts, engine.tokens, embedded.tokens) == (5, 17, 17)
+
+
+def test_how(tiny_artifacts: Path) -> None:
+    """A prompt before every text, Matryoshka dimensions, and the end that is cut."""
+    model, _ = load_model(ModelSpec("matryoshka"), tiny_artifacts / "matryoshka", "cpu")
+    engine = Engine(model, How("a ", "start", 2), 2, 16)
+    embedded = engine.submit(["b", "d " * 7 + "c"]).future.result(30)
+    engine.close()
+    for row, seen in zip(embedded.vectors, ["a b", "d d d d d c"], strict=True):
+        full = tiny.expected(seen)[:2]
+        np.testing.assert_allclose(row, full / np.linalg.norm(full), atol=1e-6)
+    assert embedded.truncated == 1
+
+
+def test_truncation_as_an_error(model: Model) -> None:
+    """With --truncate error a text of too many tokens is a bad row."""
+    engine = Engine(model, How("", "error", tiny.HIDDEN), 2, 16)
+    embedded = engine.submit(["a", "a b c d a b c d"]).future.result(30)
+    engine.close()
+    assert [problem.code for problem in embedded.problems.values()] == ["context_length_exceeded"]
+
+
+def test_close(model: Model) -> None:
+    """Closing ends the pass that runs, and waits for nothing else."""
+    gate = Gate(model)
+    model.engine = _with(model, gate)
+    engine = Engine(model, How("", "end", tiny.HIDDEN), 2, 4)
+    work = engine.submit(["a", "b", "c", "a b", "a c", "b c"])
+    assert gate.reached.wait(30)
+    engine.close()
+    assert len(gate.sequences) <= 2
+    with pytest.raises(RuntimeError, match="terminated"):
+        work.future.result(0)
+
+
+def test_no_memory(model: Model) -> None:
+    """Where memory ends for a text alone, the job ends: it is not the text's fault."""
+
+    class Full:
+        def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats:
+            raise MemoryError("none left")
+
+    model.engine = _with(model, Full())
+    engine = Engine(model, How("", "end", tiny.HIDDEN), 2, 16)
+    with pytest.raises(MemoryError):
+        engine.submit(["a", "b"]).future.result(30)
+    engine.close()
+
+
+def _with(model: Model, backend: Backend) -> WorkerEngine:
+    return replace(model.engine, backend=backend)
