@@ -388,7 +388,8 @@ class TestCollector:
             pytest.skip("no strace here: apt install strace")
         trace, log, trace_id = tmp_path / "trace", tmp_path / "log", fresh()
         paths = ("--models", tiny_artifacts.parent / "models.toml", "--artifacts", tiny_artifacts)
-        watch = ("strace", "-f", "-e", "trace=connect,sendto", "-o", trace)
+        # -D: the process that is started is the server, and strace watches from beside.
+        watch = ("strace", "-D", "-f", "-e", "trace=connect,sendto", "-o", trace)
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [*watch, PROGRAM, "serve", "--port", "0", "--tracing", *paths],
@@ -397,11 +398,18 @@ class TestCollector:
             )
         try:
             until(lambda: process.poll() is not None or b"serving " in log.read_bytes())
-            if "PTRACE" in log.read_text():
+            if process.poll() is not None and "strace:" in log.read_text():
                 pytest.skip(f"strace is forbidden here: {log.read_text().strip()}")
             (url,) = re.findall(r"serving .* on (http://\S+)", log.read_text())
             httpx.get(f"{url}/v1/models", headers=traceparent(trace_id), trust_env=False)
             collector.trace(trace_id, 1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+            until(
+                lambda: bool(
+                    re.search(rf"^{process.pid} +\+\+\+ exited", trace.read_text(), re.MULTILINE)
+                )
+            )
         finally:
             process.kill()
             process.wait()
