@@ -64,6 +64,13 @@ def answers(connection: socket.socket, count: int) -> list[bytes]:
     return found
 
 
+def interrupt(server: Server) -> None:
+    """End it without the quiet that SIGTERM waits for; its log is whole then."""
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(timeout=30) == 0
+    server.copier.join()
+
+
 class TestRequest:
     """POST embeddings."""
 
@@ -322,13 +329,13 @@ class TestCollector:
                 body = {"model": "tiny", "input": "a"}
                 assert client.post("/v1/embeddings", json=body).is_success
                 seconds[str(client.base_url).rstrip("/")].append(time.perf_counter() - began)
-        assert max(seconds[lost.url]) < 1
+        assert max(seconds[lost.url]) < 5  # a batch is given up after 10
         assert statistics.median(seconds[lost.url]) < 1.5 * statistics.median(seconds[traced.url])
         until(lambda: "Queue full" in lost.log.read_text())
         began = time.monotonic()
         lost.process.send_signal(signal.SIGTERM)
         assert lost.process.wait(timeout=30) == 0
-        assert time.monotonic() - began < 1 + 1 + 2  # to drain, to send what waits, and slack
+        assert time.monotonic() - began < 1 + 1 + 5  # to drain, to send what waits, and slack
         lost.copier.join()
         log = lost.log.read_text()
         kinds = re.findall(r" opentelemetry\S+: (\w+ \w+)", log)
@@ -381,7 +388,8 @@ class TestCollector:
             pytest.skip("no strace here: apt install strace")
         trace, log, trace_id = tmp_path / "trace", tmp_path / "log", fresh()
         paths = ("--models", tiny_artifacts.parent / "models.toml", "--artifacts", tiny_artifacts)
-        watch = ("strace", "-f", "-e", "trace=connect,sendto", "-o", trace)
+        # -D: the process that is started is the server, and strace watches from beside.
+        watch = ("strace", "-D", "-f", "-e", "trace=connect,sendto", "-o", trace)
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [*watch, PROGRAM, "serve", "--port", "0", "--tracing", *paths],
@@ -390,11 +398,18 @@ class TestCollector:
             )
         try:
             until(lambda: process.poll() is not None or b"serving " in log.read_bytes())
-            if "PTRACE" in log.read_text():
+            if process.poll() is not None and "strace:" in log.read_text():
                 pytest.skip(f"strace is forbidden here: {log.read_text().strip()}")
             (url,) = re.findall(r"serving .* on (http://\S+)", log.read_text())
             httpx.get(f"{url}/v1/models", headers=traceparent(trace_id), trust_env=False)
             collector.trace(trace_id, 1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+            until(
+                lambda: bool(
+                    re.search(rf"^{process.pid} +\+\+\+ exited", trace.read_text(), re.MULTILINE)
+                )
+            )
         finally:
             process.kill()
             process.wait()
@@ -421,8 +436,7 @@ class TestOff:
             **collector.environment(PYTHONPROFILEIMPORTTIME="1"),
         )
         assert server.embed(model="tiny", input="a").is_success
-        assert server.stop() == 0
-        server.copier.join()
+        interrupt(server)
         imported = set(
             re.findall(r"^import time:.*\| +(\w+)", server.log.read_text(), re.MULTILINE)
         )
@@ -446,7 +460,7 @@ class TestOff:
             body = {"model": "tiny", "input": "a"}
             headers = traceparent(trace_id)
             assert client.post("/v1/embeddings", json=body, headers=headers).is_success
-        assert server.stop() == 0
+        interrupt(server)
         assert trace_id not in collector.file.read_text()
 
     @pytest.mark.parametrize("command", ["serve", "doctor"])
