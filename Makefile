@@ -17,6 +17,7 @@ EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults test
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
 .PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: test-observe dashboard-picture
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -38,6 +39,16 @@ test-export: .venv-export/.installed
 # Each operation on files fails once, thirty kills, disks of every size: six minutes.
 test-faults: .venv-export/.installed
 	$(EXPORT_FAULTS)
+
+# Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
+test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dashboard, rules, Prometheus
+	.venv-dev/bin/python -m pytest tests/observe
+
+# Two minutes of traffic before a real Prometheus, and what each panel shows of it.
+dashboard-picture: .venv/.installed .venv-dev/.installed .venv-observe/.installed artifacts/.exported
+	@mkdir -p build
+	.venv-dev/bin/python -m tests.observe.record build/dashboard.json
+	.venv-observe/bin/python -m tests.observe.draw build/dashboard.json docs/dashboard.png
 
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
@@ -69,7 +80,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients; do \
+	for name in serve serve-cuda dev clients observe; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -82,7 +93,7 @@ lock:  ## write the lock files anew (needs uv)
 	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench .venv-observe artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -99,6 +110,11 @@ clean:
 .venv-clients/.installed: requirements/clients.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python $(PIP_INSTALL) --require-hashes -r requirements/clients.txt
+	@touch $@
+
+.venv-observe/.installed: requirements/observe.txt
+	$(PYTHON) -m venv .venv-observe
+	.venv-observe/bin/python $(PIP_INSTALL) --require-hashes -r requirements/observe.txt
 	@touch $@
 
 # transformers 5 beside the export environment's 4: the reference of nomic_bert.
