@@ -42,6 +42,7 @@ IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
 
 .PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults test-ray
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
+.PHONY: test-observe dashboard-picture
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -65,6 +66,16 @@ test-export: .venv-export/.installed
 test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported
 	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults
 	$(EXPORT_FAULTS)
+
+# Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
+test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dashboard, rules, Prometheus
+	.venv-dev/bin/python -m pytest tests/observe
+
+# Two minutes of traffic before a real Prometheus, and what each panel shows of it.
+dashboard-picture: .venv/.installed .venv-dev/.installed .venv-observe/.installed artifacts/.exported
+	@mkdir -p build
+	.venv-dev/bin/python -m tests.observe.record build/dashboard.json
+	.venv-observe/bin/python -m tests.observe.draw build/dashboard.json docs/dashboard.png
 
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
@@ -131,7 +142,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda serve-otel dev clients build sbom ray; do \
+	for name in serve serve-cuda serve-otel dev clients build sbom ray observe; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -144,7 +155,7 @@ lock:  ## write the lock files anew (needs uv)
 	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-reference .venv-bench \
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-reference .venv-bench .venv-observe \
 	  artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
@@ -174,6 +185,11 @@ clean:
 .venv-clients/.installed: requirements/clients.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/python $(PIP_INSTALL) --require-hashes -r requirements/clients.txt
+	@touch $@
+
+.venv-observe/.installed: requirements/observe.txt
+	$(PYTHON) -m venv .venv-observe
+	.venv-observe/bin/python $(PIP_INSTALL) --require-hashes -r requirements/observe.txt
 	@touch $@
 
 # transformers 5 beside the export environment's 4: the reference of nomic_bert.

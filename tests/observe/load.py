@@ -17,7 +17,7 @@ from tests.faults.traffic import Connection, connected, post
 
 # What the server is started with: 429 comes soon, and some answers come from the cache.
 FLAGS = ("--max-wait", "0.3", "--cache-mb", "64", "--max-inputs", "256", "--no-access-log")
-QUERIES = 200  # different ones: most of them come again and again
+REPEATED = 50  # queries that come again and again
 BULK = 64  # texts
 # Each is answered with what stands beside it, whatever else the server does but refuse for 429.
 MISTAKES: tuple[tuple[dict[str, object], dict[str, str], int], ...] = (
@@ -55,12 +55,14 @@ def artifacts(folder: Path) -> Path:
     return made
 
 
-async def mixed(port: int, seconds: float, kinds: dict[Kind, int] | None = None) -> Sent:
-    """Let so many clients of each kind ask again and again."""
+async def mixed(
+    port: int, seconds: float, kinds: dict[Kind, int] | None = None, seed: int = 0
+) -> Sent:
+    """Let so many clients of each kind ask again and again; another seed, other texts."""
     sent, end = Sent(), time.monotonic() + seconds
 
     async def client(kind: Kind, number: int) -> None:
-        draw = random.Random(number)  # noqa: S311  # the same requests every time
+        draw = random.Random(1000 * seed + number)  # noqa: S311  # the same texts every time
         while time.monotonic() < end:
             await kind(port, sent, draw)
 
@@ -70,16 +72,19 @@ async def mixed(port: int, seconds: float, kinds: dict[Kind, int] | None = None)
 
 
 async def query(port: int, sent: Sent, draw: random.Random) -> None:
-    """Short texts, one a request, of which many were asked for before."""
+    """Short texts, one a request; a quarter of them was asked for before."""
     async with connected(port) as connection:
         for _ in range(20):
-            text = " ".join(draw.choice(TEXTS[:QUERIES]).split()[:8])
+            words = draw.choice(TEXTS).split()
+            text = " ".join([str(draw.random()), *words[:6]])
+            if draw.random() < 0.25:
+                text = TEXTS[draw.randrange(REPEATED)]
             await _ask(connection, sent, post({"model": MINILM, "input": text}))
 
 
 async def bulk(port: int, sent: Sent, draw: random.Random) -> None:
     """Many texts, some past the model's limit; comes again when it was told to."""
-    texts = [draw.choice(TEXTS) for _ in range(BULK - 2)]
+    texts = [f"{draw.random()} {draw.choice(TEXTS)}" for _ in range(BULK - 2)]
     long = [" ".join(draw.choices(TEXTS, k=12)) for _ in range(2)]
     async with connected(port) as connection:
         await _ask(connection, sent, post({"model": MINILM, "input": texts + long}))

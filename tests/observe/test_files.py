@@ -32,6 +32,12 @@ def title(panel: Panel) -> str:
     return f"{panel.number} {panel.title}"
 
 
+def test_selectors() -> None:
+    """What an expression asks for is found whatever stands around it."""
+    text = 'sum by (job) (rate(a_total{code=~"x|y"}[5m])) / on (job) b > bool 0 and b or max(c:d:e)'
+    assert set(rules.selectors(text)) == {("a_total", '{code=~"x|y"}'), ("b", ""), ("c:d:e", "")}
+
+
 class TestDashboard:
     """deploy/grafana/embedserve.json."""
 
