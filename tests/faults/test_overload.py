@@ -16,7 +16,7 @@ from tests.faults.watched import resident
 
 TEXTS = 8  # in a request
 MAX_WAIT = 0.5
-CLIENTS = 16  # fill the lanes
+CLIENTS = 8  # fill the lanes, and wait for less than half of MAX_WAIT
 UNLOADED = 0.2  # of the peak: hardly anything waits
 
 
