@@ -23,7 +23,8 @@ from tests.observe.prometheus import (
     scraping,
 )
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason=MISSING)
+if not is_installed():
+    pytest.skip(MISSING, allow_module_level=True)
 
 SECONDS = 8.0  # of load
 # Alerts that this load brings about at once: a text on which the tiny model fails.
