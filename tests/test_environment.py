@@ -30,13 +30,15 @@ def test_only_what_is_locked() -> None:
 
 
 def test_not_imported() -> None:
-    """Importing every module of embedserve imports none of it, nor the export step."""
+    """Importing every module of embedserve imports none of it, nor the export step, nor extras."""
     names = sorted(p.stem for p in (ROOT / "embedserve").glob("*.py") if p.stem != "__main__")
-    imports = "; ".join(f"import embedserve.{name}" for name in names if name != "__init__")
+    names += [f"bulk.{p.stem}" for p in (ROOT / "embedserve" / "bulk").glob("*.py")]
+    names = [name for name in names if not name.endswith("__init__")]
+    imports = "; ".join(f"import embedserve.{name}" for name in names)
     code = f"import sys; {imports}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = set(run_python(code).split())
     assert "embedserve" in loaded
-    assert loaded & {*HEAVY, "export", "huggingface_hub"} == set()
+    assert loaded & {*HEAVY, "export", "huggingface_hub", "pyarrow", "ray"} == set()
 
 
 def test_what_the_image_leaves_out_is_not_imported() -> None:

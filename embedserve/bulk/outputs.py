@@ -21,8 +21,9 @@ from embedserve.errors import Exit, StartupError
 
 Vectors = NDArray[np.floating[Any]]  # (rows, dim), little-endian; NaN where there is none
 
-# A row group of Parquet holds the rows of as many parts as have so many bytes.
-GROUP_BYTES = 32 * 2**20
+# A row group of Parquet holds the rows of as many parts as have so many bytes. Its writer takes
+# some 100 MB beside, whatever the size of the file.
+GROUP_BYTES = 16 * 2**20
 
 
 class Output(Protocol):

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -59,6 +59,9 @@ class Many(NamedTuple):
 
     budget: int
     padding: float
+
+
+WHOLE_HOW = Many(256, 0.2)
 
 
 class Raw:
@@ -116,6 +119,23 @@ class Raw:
 
     def many(self, load: str, requests: int, how: Many, seconds: float) -> float:
         """Texts per second when `requests` requests of a load are in flight."""
+        start = time.perf_counter()
+
+        def groups() -> Iterator[list[list[str]]]:
+            while time.perf_counter() < start + seconds:
+                yield list(itertools.islice(self.loads[load], requests))
+
+        texts = self.schedule(groups(), how)
+        return texts / (time.perf_counter() - start)
+
+    def all(self, texts: Sequence[str]) -> float:
+        """Texts per second when these are all there are, WHOLE at a time."""
+        start = time.perf_counter()
+        groups = ([list(texts[i : i + WHOLE])] for i in range(0, len(texts), WHOLE))
+        return self.schedule(groups, WHOLE_HOW) / (time.perf_counter() - start)
+
+    def schedule(self, groups: Iterable[list[list[str]]], how: Many) -> int:
+        """Run groups of requests, one after the other without a barrier; how many texts it was."""
         passes: SimpleQueue[list[Ints] | None] = SimpleQueue()
         ahead = Semaphore(2 * self.cores)  # the schedule is made no further ahead than this
 
@@ -127,19 +147,16 @@ class Raw:
                 done += len(ids)
             return done
 
-        start = time.perf_counter()
         with ThreadPoolExecutor(self.cores) as lanes:
             running = [lanes.submit(lane) for _ in range(self.cores)]
-            while time.perf_counter() < start + seconds:
-                group = list(itertools.islice(self.loads[load], requests))
+            for group in groups:
                 ids = [row for texts in group for row in self.tokenizer.encode(texts).sequences]
                 for part in cut(ids, how):
                     ahead.acquire()
                     passes.put(part)
             for _ in running:
                 passes.put(None)
-            texts = sum(future.result() for future in running)
-        return texts / (time.perf_counter() - start)
+            return sum(future.result() for future in running)
 
     def choose(self, seconds: float) -> dict[str, object]:
         """Measure the settings in turns, `seconds` each, and keep the best of each load."""
@@ -158,10 +175,12 @@ class Raw:
             return self.choose(seconds)
         if do == "one":
             return dict(self.one(seconds))
+        if do == "all":
+            return {"texts": self.all(texts)}
         clients, size = LOADS[do]
         return {
             "texts": self.many(do, clients, self.chosen[do], seconds),
-            "whole": self.many(do, WHOLE // size, Many(256, 0.2), seconds / 2),
+            "whole": self.many(do, WHOLE // size, WHOLE_HOW, seconds / 2),
         }
 
 

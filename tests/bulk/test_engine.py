@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.batching import FREE_PADDING, MAX_PADDING, Batch, Shape
@@ -84,6 +84,7 @@ WORDS = st.lists(st.sampled_from(("a", "b", "c", "d")), min_size=1, max_size=6).
 def test_vectors(engine: Engine) -> None:
     """Whatever is beside it, a text has its vector; None has none."""
 
+    @settings(deadline=None)  # threads
     @given(st.lists(st.one_of(st.none(), WORDS), max_size=60))
     def check(texts: list[str | None]) -> None:
         embedded = engine.submit(texts).future.result(30)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.bulk.chunks import BadRow, Cut
@@ -48,6 +48,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "out.jsonl"
 
 
+@settings(deadline=None)  # files
 @given(
     payload=st.binary(),
     bad=st.lists(st.builds(BadRow, st.integers(1), st.text(), st.text())).map(tuple),

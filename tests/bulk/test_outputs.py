@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.bulk.chunks import Selection
@@ -255,6 +255,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
+@settings(deadline=None)  # files
 @given(st.lists(VALUES, min_size=1, max_size=12), st.integers(1, 5))
 def test_values(place: Path, values: list[Any], chunk_rows: int) -> None:
     """JSON to Parquet: values of one kind are the same again, others are told as text."""

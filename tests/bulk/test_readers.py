@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.bulk import chunks as bulk_chunks
@@ -29,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+@settings(deadline=None)  # files
 @given(rows=ROWS, chunk_rows=st.integers(1, 50))
 def test_every_row_once(place: Path, suffix: str, rows: list[Row], chunk_rows: int) -> None:
     """Chunks have all rows in their order; read from any chunk on, the rest is the same."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -187,12 +186,3 @@ def test_no_cluster(tmp_path: Path, flags: list[str | Path], address: str, statu
     done = embed(path, tmp_path / "out.npy", *flags, "--ray", address)
     assert done.returncode == status, done.stderr
     assert address in done.stderr.splitlines()[-1]
-
-
-def test_json_of_errors(tmp_path: Path, flags: list[str | Path], cluster: Cluster) -> None:
-    """Lines of bad rows are the input's."""
-    path = corpus(tmp_path / "in.jsonl")
-    done = embed_on(cluster, path, tmp_path / "out.npy", *flags)
-    assert done.returncode == 0, done.stderr
-    listed = (tmp_path / "out.npy.errors.jsonl").read_text().splitlines()
-    assert [json.loads(line)["line"] for line in listed] == [8, 51, 94]

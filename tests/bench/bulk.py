@@ -1,0 +1,158 @@
+"""embedserve embed beside onnxruntime in a loop, and on a Ray cluster: python -m tests.bench.bulk
+
+    python -m tests.bench.bulk [--rounds 5] [--texts 8192]      the rate, against raw onnxruntime
+    .venv-ray/bin/python -m tests.bench.bulk --ray              the same on two nodes of a core each
+
+In turns, on the same texts and in one run; medians, and ratios round by round. `raw` sorts 512
+texts at a time and cuts passes of 256 tokens. `work` is from the first text to the last part on
+disk, as the command itself says; `whole` is the command from its start to its end, with loading the
+model and joining. Then what one reader and one writer can do, which bounds what a cluster is fed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from embedserve.bulk.chunks import Selection
+from embedserve.bulk.engine import Embedded
+from embedserve.bulk.inputs import open_input
+from embedserve.bulk.maker import Maker
+from embedserve.bulk.outputs import OUTPUTS
+from embedserve.bulk.parts import Parts
+from tests.bench import corpus, machine, peers
+from tests.bench.figures import ratio
+from tests.bench.process import Running
+
+DIMENSION = 384
+CHUNK_ROWS = 4096
+
+
+def embed(source: Path, target: Path, *more: str) -> tuple[float, float]:
+    """Texts per second of one run: of its work, and from its start to its end."""
+    python = sys.executable if more else peers.ROOT / ".venv" / "bin" / "python"
+    command = [python, "-m", "embedserve", "embed", source, target, "--model", corpus.MODEL]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--overwrite", *more],
+        cwd=peers.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    seconds = time.perf_counter() - start
+    found = re.search(r"([\d,]+) rows .* ([\d,]+) texts/s", done.stdout)
+    if found is None:
+        raise AssertionError(done.stderr)
+    rows, rate = (int(number.replace(",", "")) for number in found.groups())
+    for path in target.parent.glob(target.name + "*"):
+        path.unlink()
+    return float(rate), rows / seconds
+
+
+def against_raw(source: Path, texts: list[str], rounds: int) -> None:
+    """The command and the loop in turns, the other asleep meanwhile."""
+    raw = Running.start(peers.table(quick=True)[peers.RAW])
+    rates: dict[str, list[float]] = {"raw": [], "work": [], "whole": []}
+    try:
+        raw.first_answer()
+        raw.ask({"do": "all", "texts": texts[:512]})
+        before, start = machine.busy(), time.perf_counter()
+        own = 0.0
+        for _ in range(rounds):
+            rates["raw"].append(raw.ask({"do": "all", "texts": texts})["texts"])
+            work, whole = embed(source, source.with_name("out.npy"))
+            rates["work"].append(work)
+            rates["whole"].append(whole)
+        own = time.perf_counter() - start
+        print(f"busy: {(machine.busy() - before) / own:.2f} cores of all that ran")
+    finally:
+        raw.stop()
+    for name, values in rates.items():
+        listed = ", ".join(f"{value:.0f}" for value in values)
+        part = ratio(values, rates["raw"])
+        print(f"{name:6} {median(values):8.1f} texts/s  {part:.3f} of raw  ({listed})")
+
+
+def on_ray(source: Path, rounds: int) -> None:
+    """Two nodes of a core each, against this process's two lanes."""
+    from tests.ray.clusters import two_nodes
+
+    rates: dict[str, list[float]] = {"local": [], "ray": []}
+    with two_nodes() as cluster:
+        for _ in range(rounds):
+            here = ("--lanes", "2", "--chunk-rows", "512")
+            rates["local"].append(embed(source, source.with_name("out.npy"), *here)[0])
+            there = ("--ray", cluster.address, "--chunk-rows", "512")
+            rates["ray"].append(embed(source, source.with_name("out.npy"), *there)[0])
+    for name, values in rates.items():
+        listed = ", ".join(f"{value:.0f}" for value in values)
+        print(f"{name:6} {median(values):8.1f} texts/s  ({listed})")
+    print(f"efficiency {ratio(rates['ray'], rates['local']):.2f}")
+
+
+def feeding(source: Path) -> None:
+    """What one reader reads, one renderer renders and one writer writes, in rows per second."""
+    reader = open_input(source, Selection(), CHUNK_ROWS)
+    start, chunks = time.perf_counter(), [reader.read(cut) for cut in reader.cuts(None)]
+    rows = sum(chunk.cut.rows for chunk in chunks)
+    print(f"read   {rows / (time.perf_counter() - start):10,.0f} rows/s")
+    kind = np.dtype("<f4")
+    draw = np.random.default_rng(0)
+    for suffix in (".npy", ".jsonl", ".parquet"):
+        maker = Maker(OUTPUTS[suffix]("embedding", DIMENSION, kind), kind, "null")
+        made = [
+            Embedded(draw.standard_normal((chunk.cut.rows, DIMENSION)).astype(kind), {}, 0, 0)
+            for chunk in chunks
+        ]
+        with tempfile.TemporaryDirectory(dir=source.parent) as place:
+            parts = Parts(Path(place))
+            start = time.perf_counter()
+            rendered = [maker.part(c, e) for c, e in zip(chunks, made, strict=True)]
+            rendering = rows / (time.perf_counter() - start)
+            start = time.perf_counter()
+            for part in rendered:
+                parts.put(part)
+            writing = rows / (time.perf_counter() - start)
+            start = time.perf_counter()
+            with (Path(place) / "joined").open("wb") as file:
+                maker.output.join(parts, {}, file)
+            joining = rows / (time.perf_counter() - start)
+        print(
+            f"{suffix:9} render {rendering:10,.0f}  write {writing:10,.0f}  "
+            f"join {joining:10,.0f} rows/s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bulk")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=8192)
+    parser.add_argument("--ray", action="store_true")
+    options = parser.parse_args()
+    texts = corpus.mixed(options.texts)
+    peers.SCRATCH.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=peers.SCRATCH) as place:
+        source = Path(place) / "in.jsonl"
+        lines = (json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
+        source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        facts = machine.facts()
+        print(f"{len(texts):,} texts, {facts['processor']}, {facts['cores']} cores")
+        if options.ray:
+            on_ray(source, options.rounds)
+        else:
+            against_raw(source, texts, options.rounds)
+            feeding(source)
+
+
+if __name__ == "__main__":
+    main()
