@@ -53,6 +53,10 @@ class TestDashboard:
         assert all(0 <= x < dashboard.COLUMNS for x, _ in places)
         assert max(Counter(panel.number for panel in PANELS).values()) == 1
 
+    def test_titles_are_unique(self) -> None:
+        """One panel a title, by which docs/observing.md names it."""
+        assert max(Counter(panel.title for panel in SHOWN).values()) == 1
+
     def test_no_gaps(self) -> None:
         """Each line of the grid is filled from the left to the right."""
         bottom = max(panel.y + panel.height for panel in PANELS)
@@ -133,6 +137,18 @@ class TestDashboard:
 
 # In the order of the table of errors: what whoever asked has not brought about.
 FAILED = [code for code, (status, _) in ERRORS.items() if status == 429 or status >= 500]
+
+
+def test_documented_panels() -> None:
+    """docs/observing.md names panels by their titles, with metrics that they ask for."""
+    rows = OBSERVING.split("\n| question |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) >= 10
+    asked = {panel.title: " ".join(q.expression for q in panel.queries) for panel in SHOWN}
+    for row in rows:
+        _, _, titles, metrics, _ = row.split("|")
+        shown = " ".join(asked[title.strip()] for title in titles.split(";"))
+        for name in re.findall(r"`([a-z_:0-9]+)`", metrics):
+            assert name in shown or name == "outcome", (row, name)
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
