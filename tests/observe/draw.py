@@ -56,10 +56,10 @@ def written(value: float, unit: str) -> str:
     for scale, suffix, size in {"s": SECONDS, "decbytes": BYTES}.get(unit, ()):
         if abs(value) >= scale:
             return f"{value / size:.3g} {suffix}"
-    suffix = {"reqps": " req/s"}.get(unit, unit.removeprefix("suffix:") if ":" in unit else "")
+    suffix = " req/s" if unit == "reqps" else " " + unit.partition(":")[2]
     if abs(value) >= 1000:
-        return f"{value / 1000:.3g}k{suffix}"
-    return f"{value:.3g}{suffix}"
+        return f"{value / 1000:.3g}k{suffix}".rstrip()
+    return f"{value:.3g}{suffix}".rstrip()
 
 
 def draw(data: Mapping[str, Any], path: Path) -> None:

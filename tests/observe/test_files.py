@@ -20,6 +20,8 @@ SHOWN = [panel for panel in PANELS if panel.kind != "row"]
 OBSERVING = (ROOT / "docs" / "observing.md").read_text(encoding="utf-8")
 # Labels that Prometheus gives every series of a target.
 TARGET = {"job", "instance", "namespace"}
+# Grafana's own, and those whose name is what comes after it: count:texts/s.
+UNITS = ("none", "short", "s", "reqps", "percentunit", "decbytes", "count", "suffix")
 # Panels of what all models share, whichever are chosen.
 SHARED = ("Inference threads busy",)
 EXPRESSIONS = {
@@ -53,6 +55,10 @@ class TestDashboard:
         assert all(0 <= x < dashboard.COLUMNS for x, _ in places)
         assert max(Counter(panel.number for panel in PANELS).values()) == 1
 
+    def test_titles_are_unique(self) -> None:
+        """One panel a title, by which docs/observing.md names it."""
+        assert max(Counter(panel.title for panel in SHOWN).values()) == 1
+
     def test_no_gaps(self) -> None:
         """Each line of the grid is filled from the left to the right."""
         bottom = max(panel.y + panel.height for panel in PANELS)
@@ -72,7 +78,7 @@ class TestDashboard:
         """It has a unit, says what it means, and asks whatever Prometheus is chosen."""
         assert len(panel.description) >= 30
         assert panel.description.endswith(".")
-        assert panel.unit or panel.kind in ("table", "heatmap")
+        assert panel.unit.partition(":")[0] in UNITS or panel.kind in ("table", "heatmap")
         sources = [
             panel.content["datasource"],
             *(q["datasource"] for q in panel.content["targets"]),
@@ -133,6 +139,18 @@ class TestDashboard:
 
 # In the order of the table of errors: what whoever asked has not brought about.
 FAILED = [code for code, (status, _) in ERRORS.items() if status == 429 or status >= 500]
+
+
+def test_documented_panels() -> None:
+    """docs/observing.md names panels by their titles, with metrics that they ask for."""
+    rows = OBSERVING.split("\n| question |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) >= 10
+    asked = {panel.title: " ".join(q.expression for q in panel.queries) for panel in SHOWN}
+    for row in rows:
+        _, _, titles, metrics, _ = row.split("|")
+        shown = " ".join(asked[title.strip()] for title in titles.split(";"))
+        for name in re.findall(r"`([a-z_:0-9]+)`", metrics):
+            assert name in shown or name == "outcome", (row, name)
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
