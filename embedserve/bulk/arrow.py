@@ -45,6 +45,7 @@ def table_of_objects(objects: Sequence[bytes]) -> Any:
         for name, value in json.loads(content).items():
             kinds.setdefault(name, set()).add(_kind(value))
     listed = {name: sorted(found) for name, found in kinds.items()}
+    unite([listed])  # too many are said before the whole file is embedded
     schema = pa.schema([(OBJECTS, pa.binary())], {KINDS: json.dumps(listed)})
     return pa.table([pa.array(objects, pa.binary())], schema=schema)
 

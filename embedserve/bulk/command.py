@@ -142,6 +142,11 @@ def _embed(
         open_runner = _cluster(options, directory, task)
     with job.open(options.overwrite):
         rate = _run(job, reader, open_runner)
+        if identify(options.source) != plan.input:
+            raise StartupError(
+                f"{options.source}: has changed while it was read; begin anew with --overwrite",
+                Exit.DATAERR,
+            )
         return job, job.finish(_facts(plan), maker.output), rate
 
 

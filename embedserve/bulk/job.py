@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from embedserve.bulk.outputs import Output
-from embedserve.bulk.parts import Parts, write_whole
+from embedserve.bulk.parts import Part, Parts, write_whole
 from embedserve.errors import Exit, StartupError
 
 FORMAT = 1
@@ -51,6 +51,15 @@ class Totals:
     bad: int
     tokens: int
     truncated: int
+
+    def plus(self, part: Part) -> Totals:
+        """With one part more."""
+        return Totals(
+            self.rows + part.rows,
+            self.bad + len(part.bad),
+            self.tokens + part.tokens,
+            self.truncated + part.truncated,
+        )
 
 
 def identify(path: Path) -> dict[str, object]:
@@ -117,14 +126,9 @@ class Job:
 
     def finish(self, facts: Mapping[str, object], output: Output) -> Totals:
         """Join the parts into OUTPUT, say what it is beside it, and remove them."""
-        heads = list(self.parts)
-        totals = Totals(
-            rows=sum(part.rows for part in heads),
-            bad=sum(len(part.bad) for part in heads),
-            tokens=sum(part.tokens for part in heads),
-            truncated=sum(part.truncated for part in heads),
-        )
-        del heads
+        totals = Totals(0, 0, 0, 0)
+        for part in self.parts:
+            totals = totals.plus(part)
         self._write_errors(totals.bad)
         write_whole(self.target, lambda file: output.join(self.parts, facts, file))
         done = {

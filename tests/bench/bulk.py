@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,28 +38,41 @@ from tests.bench.process import Running
 
 DIMENSION = 384
 CHUNK_ROWS = 4096
+SERVE = peers.ROOT / ".venv" / "bin" / "python"
 
 
-def embed(source: Path, target: Path, *more: str) -> tuple[float, float]:
-    """Texts per second of one run: of its work, and from its start to its end."""
-    python = sys.executable if more else peers.ROOT / ".venv" / "bin" / "python"
+class Rates(NamedTuple):
+    """Of one run: texts and tokens per second of its work, and texts from its start to its end."""
+
+    texts: float
+    tokens: float
+    whole: float
+
+
+def embed(source: Path, *more: str, python: Path | str = SERVE) -> Rates:
+    """Run the command once."""
+    target = source.with_name("out.npy")
     command = [python, "-m", "embedserve", "embed", source, target, "--model", corpus.MODEL]
     start = time.perf_counter()
     done = subprocess.run(
-        [*command, "--overwrite", *more],
-        cwd=peers.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, *more], cwd=peers.ROOT, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - start
-    found = re.search(r"([\d,]+) rows .* ([\d,]+) texts/s", done.stdout)
+    found = re.search(r"([\d,]+) rows .* ([\d,]+) texts/s, ([\d,]+) tokens/s", done.stdout)
     if found is None:
         raise AssertionError(done.stderr)
-    rows, rate = (int(number.replace(",", "")) for number in found.groups())
+    rows, texts, tokens = (float(number.replace(",", "")) for number in found.groups())
     for path in target.parent.glob(target.name + "*"):
         path.unlink()
-    return float(rate), rows / seconds
+    return Rates(texts, tokens, rows / seconds)
+
+
+def write(place: Path, texts: list[str]) -> Path:
+    """The texts as a file, each with an id."""
+    path = place / "in.jsonl"
+    lines = (json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
 def against_raw(source: Path, texts: list[str], rounds: int) -> None:
@@ -66,15 +82,18 @@ def against_raw(source: Path, texts: list[str], rounds: int) -> None:
     try:
         raw.first_answer()
         raw.ask({"do": "all", "texts": texts[:512]})
+        cores = len(os.sched_getaffinity(0))
         before, start = machine.busy(), time.perf_counter()
-        own = 0.0
+        own = -_children() - raw.processor()
         for _ in range(rounds):
             rates["raw"].append(raw.ask({"do": "all", "texts": texts})["texts"])
-            work, whole = embed(source, source.with_name("out.npy"))
-            rates["work"].append(work)
-            rates["whole"].append(whole)
-        own = time.perf_counter() - start
-        print(f"busy: {(machine.busy() - before) / own:.2f} cores of all that ran")
+            found = embed(source)
+            rates["work"].append(found.texts)
+            rates["whole"].append(found.whole)
+        seconds = time.perf_counter() - start
+        own += _children() + raw.processor()
+        others = (machine.busy() - before - own) / seconds / cores
+        print(f"what has no part in this took {others:.0%} of the cores")
     finally:
         raw.stop()
     for name, values in rates.items():
@@ -90,14 +109,29 @@ def on_ray(source: Path, rounds: int) -> None:
     rates: dict[str, list[float]] = {"local": [], "ray": []}
     with two_nodes() as cluster:
         for _ in range(rounds):
-            here = ("--lanes", "2", "--chunk-rows", "512")
-            rates["local"].append(embed(source, source.with_name("out.npy"), *here)[0])
+            rates["local"].append(embed(source, "--lanes", "2", python=sys.executable).texts)
             there = ("--ray", cluster.address, "--chunk-rows", "512")
-            rates["ray"].append(embed(source, source.with_name("out.npy"), *there)[0])
+            rates["ray"].append(embed(source, *there, python=sys.executable).texts)
     for name, values in rates.items():
         listed = ", ".join(f"{value:.0f}" for value in values)
         print(f"{name:6} {median(values):8.1f} texts/s  ({listed})")
     print(f"efficiency {ratio(rates['ray'], rates['local']):.2f}")
+
+
+def lengths_and_lanes(place: Path, texts: list[str]) -> None:
+    """What a capacity model needs: rates by length of text, and of one lane beside all."""
+    loads = {
+        "short": corpus.short(8 * 512),
+        "mixed": texts,
+        "long": [" ".join(texts[i : i + 24]) for i in range(0, len(texts) // 8, 8)],
+    }
+    for name, load in loads.items():
+        found = embed(write(place, load))
+        rates = f"{found.texts:.0f} texts/s, {found.tokens:.0f} tokens/s"
+        print(f"{name:6} {len(load):6} texts: {rates}")
+    source = write(place, texts)
+    one, every = embed(source, "--lanes", "1"), embed(source)
+    print(f"one lane {one.texts:.0f} texts/s, every core {every.texts:.0f}")
 
 
 def feeding(source: Path) -> None:
@@ -133,7 +167,14 @@ def feeding(source: Path) -> None:
         )
 
 
+def _children() -> float:
+    """Processor seconds of the processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bulk")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=int, default=8192)
@@ -142,9 +183,7 @@ def main() -> None:
     texts = corpus.mixed(options.texts)
     peers.SCRATCH.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=peers.SCRATCH) as place:
-        source = Path(place) / "in.jsonl"
-        lines = (json.dumps({"id": i, "text": text}) for i, text in enumerate(texts))
-        source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        source = write(Path(place), texts)
         facts = machine.facts()
         print(f"{len(texts):,} texts, {facts['processor']}, {facts['cores']} cores")
         if options.ray:
@@ -152,6 +191,7 @@ def main() -> None:
         else:
             against_raw(source, texts, options.rounds)
             feeding(source)
+            lengths_and_lanes(Path(place), texts)
 
 
 if __name__ == "__main__":

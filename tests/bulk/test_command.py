@@ -248,6 +248,23 @@ def test_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+@watched
+def test_an_input_that_changes(tmp_path: Path, flags: list[str | Path]) -> None:
+    """Of a file that is written to meanwhile no output is made."""
+    source, out = write(tmp_path / "in.jsonl", corpus(100)), tmp_path / "out.npy"
+
+    def append(index: int, words: str) -> int:
+        if words == "rename out.npy.parts/00000003.part.tmp":
+            with source.open("a") as file:
+                file.write("{}\n")
+        return 0
+
+    status, _, said = operated.run(tmp_path, [source, out, *flags], append)
+    assert status == Exit.DATAERR
+    assert f"{source}: has changed while it was read" in said
+    assert not out.exists()
+
+
 def test_which_model(tmp_path: Path, tiny_artifacts: Path) -> None:
     """Of several models none is taken by guess."""
     source = write(tmp_path / "in.jsonl", corpus(3))
