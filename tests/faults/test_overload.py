@@ -16,7 +16,7 @@ from tests.faults.watched import resident
 
 TEXTS = 8  # in a request
 MAX_WAIT = 0.5
-CLIENTS = 8  # fill the lanes, and wait for less than half of MAX_WAIT
+CLIENTS = 16  # fill the lanes
 UNLOADED = 0.2  # of the peak: hardly anything waits
 
 
@@ -37,17 +37,26 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(start: Start) -> Bench:
-    flags = ("--model", MINILM, "--max-wait", str(MAX_WAIT))
-    server = start(ROOT / "models.toml", ROOT / "artifacts", *flags)
-    port = int(server.url.rpartition(":")[2])
     asked = texts()
     batches = [asked[i : i + TEXTS] for i in range(0, len(asked), TEXTS)]
     requests = [post({"model": MINILM, "input": batch}) for batch in batches]
+    # The peak is of a server that refuses nobody: on a slow machine so many clients meet 429.
+    best = _peak(start, requests)
+    flags = ("--model", MINILM, "--max-wait", str(MAX_WAIT))
+    server = start(ROOT / "models.toml", ROOT / "artifacts", *flags)
+    port = int(server.url.rpartition(":")[2])
+    unloaded = asyncio.run(open_loop(port, requests, UNLOADED * best.rate(200), 4))
+    return Bench(server, port, requests, best.rate(200), unloaded)
+
+
+def _peak(start: Start, requests: list[bytes]) -> Outcome:
+    server = start(ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM)
+    port = int(server.url.rpartition(":")[2])
     asyncio.run(closed_loop(port, requests, CLIENTS, 1))
     best = asyncio.run(closed_loop(port, requests, CLIENTS, 4))
     assert set(best.statuses) == {200}
-    unloaded = asyncio.run(open_loop(port, requests, UNLOADED * best.rate(200), 4))
-    return Bench(server, port, requests, best.rate(200), unloaded)
+    server.stop()
+    return best
 
 
 def bound(server: Server) -> int:
