@@ -6,7 +6,9 @@
 In turns, on the same texts and in one run; medians, and ratios round by round. `raw` sorts 512
 texts at a time and cuts passes of 256 tokens. `work` is from the first text to the last part on
 disk, as the command itself says; `whole` is the command from its start to its end, with loading the
-model and joining. Then what one reader and one writer can do, which bounds what a cluster is fed.
+model and joining. Processor time a text says the same where something else takes the cores. Then
+what one reader and one writer can do, which bounds what a cluster is fed, and what a capacity model
+needs: rates by length, and of one lane beside all.
 """
 
 from __future__ import annotations
@@ -79,19 +81,23 @@ def against_raw(source: Path, texts: list[str], rounds: int) -> None:
     """The command and the loop in turns, the other asleep meanwhile."""
     raw = Running.start(peers.table(quick=True)[peers.RAW])
     rates: dict[str, list[float]] = {"raw": [], "work": [], "whole": []}
+    processor: dict[str, list[float]] = {"raw": [], "whole": []}  # seconds a text
     try:
         raw.first_answer()
         raw.ask({"do": "all", "texts": texts[:512]})
         cores = len(os.sched_getaffinity(0))
         before, start = machine.busy(), time.perf_counter()
-        own = -_children() - raw.processor()
         for _ in range(rounds):
+            used = raw.processor()
             rates["raw"].append(raw.ask({"do": "all", "texts": texts})["texts"])
+            processor["raw"].append((raw.processor() - used) / len(texts))
+            used = _children()
             found = embed(source)
             rates["work"].append(found.texts)
             rates["whole"].append(found.whole)
+            processor["whole"].append((_children() - used) / len(texts))
         seconds = time.perf_counter() - start
-        own += _children() + raw.processor()
+        own = sum(map(sum, processor.values())) * len(texts)
         others = (machine.busy() - before - own) / seconds / cores
         print(f"what has no part in this took {others:.0%} of the cores")
     finally:
@@ -100,6 +106,9 @@ def against_raw(source: Path, texts: list[str], rounds: int) -> None:
         listed = ", ".join(f"{value:.0f}" for value in values)
         part = ratio(values, rates["raw"])
         print(f"{name:6} {median(values):8.1f} texts/s  {part:.3f} of raw  ({listed})")
+    for name, values in processor.items():
+        part = ratio(values, processor["raw"])
+        print(f"{name:6} {1000 * median(values):8.3f} processor ms a text  {part:.3f} of raw")
 
 
 def on_ray(source: Path, rounds: int) -> None:
@@ -123,7 +132,7 @@ def lengths_and_lanes(place: Path, texts: list[str]) -> None:
     loads = {
         "short": corpus.short(8 * 512),
         "mixed": texts,
-        "long": [" ".join(texts[i : i + 24]) for i in range(0, len(texts) // 8, 8)],
+        "long": [" ".join(texts[i : i + 24]) for i in range(0, len(texts) - 24, 16)],
     }
     for name, load in loads.items():
         found = embed(write(place, load))
