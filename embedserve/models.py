@@ -147,15 +147,14 @@ class Model:
     ) -> Encoded:
         """Tokenize in slices: others come between, and nothing more is done for who has left."""
         if request.texts is None:
-            return await worker.encode(self._token_ids(request.token_ids or []))
+            return await presence.wait(worker.encode(self._token_ids(request.token_ids or [])))
         prompt, encode = self.prompt(request), self.tokenizer.encode
         if sum(map(len, request.texts)) + len(prompt) * len(request.texts) <= FEW_CHARACTERS:
             return encode(request.texts, prompt, request.truncate)
         parts = []
         for first, texts in slices(request.texts):
             work = functools.partial(encode, texts, prompt, request.truncate, first)
-            parts.append(await worker.encode(work))
-            presence.check()
+            parts.append(await presence.wait(worker.encode(work)))
         if len(parts) == 1:
             return parts[0]
         return Encoded(

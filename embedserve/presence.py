@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from typing import TypeVar
 
 from embedserve.errors import ClientLeftError, RequestError
+
+T = TypeVar("T")
 
 
 class Presence:
@@ -26,6 +29,24 @@ class Presence:
             raise ClientLeftError
         if self._loop.time() > self._deadline:
             raise _late()
+
+    async def wait(self, work: asyncio.Future[T]) -> T:
+        """Wait for something that runs elsewhere; what has not begun when nobody waits never will.
+
+        ClientLeftError or 504 at once, and not when its turn would have come.
+        """
+        seconds = max(0.0, self._deadline - self._loop.time())
+        try:
+            await asyncio.wait(
+                (work, self._gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            is_done = work.done() or not work.cancel()
+        if not is_done:
+            raise ClientLeftError if self._gone.done() else _late()
+        result = work.result()
+        self.check()
+        return result
 
     def left(self) -> float:
         """Seconds until the deadline; 504 when none are left."""

@@ -111,10 +111,10 @@ class Worker:
         for executor in (self._tokenizer, self._renderer):
             executor.submit(int).result()
 
-    async def encode(self, function: Callable[[], T]) -> T:
-        """Run a tokenizer's function off the loop."""
+    def encode(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a tokenizer's function off the loop; cancelled before its turn, it never runs."""
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._tokenizer, function)
+        return asyncio.get_running_loop().run_in_executor(self._tokenizer, function)
 
     async def render(self, function: Callable[[], T]) -> T:
         """Run the rendering of a big answer off the loop; it does not wait for tokenizing."""
