@@ -40,7 +40,8 @@ ROUND = 5000
 IN_HAND, AT_WORK = 4, 2
 REACH_SECONDS = 10.0
 
-# Ray Data's rows: a cut's fields; then one column of objects, a chunk or a part, or why there is none.
+# Ray Data's rows: a cut's fields; then one column of objects, a chunk or a part, or why there is
+# none.
 Row = Mapping[str, Any]
 _COLUMN = "content"
 
