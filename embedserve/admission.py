@@ -18,20 +18,19 @@ _MORE_WEIGHT, _LESS_WEIGHT = 0.2, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What a request found when it came, in cost units.
+    """What a request of `cost` found when it came, in cost units.
 
-    `done`: work done until then; `before`: what waits and goes before it; `passing`: the most work
-    that may still come and pass it, as far as there was as much before.
+    `done`: work done until then; `before`: what waits and goes before it.
     """
 
     done: float
     before: float
-    passing: float
+    cost: float
 
-    @classmethod
-    def of(cls, done: float, before: float, cost: float) -> Ahead:
-        """For a request that asks for `cost`."""
-        return cls(done, before, min(PATIENCE * cost, before))
+    @property
+    def passing(self) -> float:
+        """The most that may still come and pass it, as far as there was as much before."""
+        return min(PATIENCE * self.cost, self.before)
 
 
 class Admission:
@@ -50,15 +49,19 @@ class Admission:
         self._rates[shape] = known + _RATE_WEIGHT * (rate - known) if known else rate
 
     def learn(self, ahead: Ahead, done: float) -> None:
-        """Learn from a request that begins to run when `done` work is done."""
-        if ahead.passing <= 0:
+        """Learn from a request of which all had run, or was running, when `done` work was.
+
+        What others got until then is what it waited for: it shares its passes, too. One that found
+        less than its own work hardly waited, and says nothing of those that do.
+        """
+        if ahead.before < ahead.cost or ahead.passing <= 0:
             return
-        passed = (done - ahead.done - ahead.before) / ahead.passing
+        passed = (done - ahead.done - ahead.before - ahead.cost) / ahead.passing
         more = min(1.0, max(0.0, passed)) - self._passes
         self._passes += more * (_MORE_WEIGHT if more > 0 else _LESS_WEIGHT)
 
     def wait_behind(self, ahead: Ahead, before: Mapping[Shape, float]) -> float:
-        """Seconds for the work `before` a request, and for what passes it as things are."""
+        """Seconds for the work `before` a request, and for what passes it until it is done."""
         if ahead.before <= 0:
             return 0.0
         return self.wait(before) * (1 + self._passes * ahead.passing / ahead.before)

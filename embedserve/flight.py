@@ -26,6 +26,7 @@ class Job:
     entries: list[Entry] = field(default_factory=list)
     ahead: Ahead | None = None  # None: nothing of it had to be computed for it alone
     started: float | None = None  # when its first pass began
+    reached: float = 0.0  # the work done when its last pass so far began, that pass included
     finished: float = 0.0
 
     def fill(self, row: int, values: Floats, now: float) -> None:

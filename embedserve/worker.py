@@ -157,7 +157,7 @@ class Worker:
         cost = sum(map(engine.shape.cost, new.values()))
         if cost:
             before = self.queue.cost_before(cost)
-            job.ahead = Ahead.of(self.queue.done, sum(before.values()), cost)
+            job.ahead = Ahead(self.queue.done, sum(before.values()), cost)
             self._admission.check(self._admission.wait_behind(job.ahead, before), most)
         self._flight.join(job, engine.shape, left)
         waiting = [entry for entry in job.entries if entry.waiting or entry.key in new]
@@ -263,13 +263,11 @@ class Worker:
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
         engine = self._engines[entries[0].shape]
-        done = self.queue.done - sum(entry.cost for entry in entries)
         for entry in entries:
             for job, _ in entry.readers:
+                job.reached = self.queue.done
                 if job.started is None:
                     job.started = now
-                    if job.ahead is not None:
-                        self._admission.learn(job.ahead, done)
                     self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
         # A lone text uses every core; several are shared out among the lanes.
         alone = len(entries) == 1 and not self._running and len(self.queue) == 0
@@ -339,6 +337,8 @@ class Worker:
                 self._cache.put(entry.key, row)
             for job, place in entry.readers:
                 job.fill(place, row, now)
+                if job.remaining == 0 and job.ahead is not None:
+                    self._admission.learn(job.ahead, job.reached)
 
     def _measure(self, work: _Pass, done: _Done) -> None:
         metrics = self._metrics[work.engine.shape]

@@ -20,13 +20,13 @@ def made() -> Admission:
 
 def wait(admission: Admission, cost: float, before: float = BEFORE) -> float:
     """What a request of `cost` would wait, with so much before it."""
-    return admission.wait_behind(Ahead.of(0.0, before, cost), {SHAPE: before})
+    return admission.wait_behind(Ahead(0.0, before, cost), {SHAPE: before})
 
 
 def learn(admission: Admission, passed: float, times: int = 1, cost: float = 500.0) -> None:
-    """Requests of `cost` ran after what was before them and so much more."""
+    """Requests of `cost` were done after what was before them and so much of others."""
     for _ in range(times):
-        admission.learn(Ahead.of(70.0, BEFORE, cost), 70.0 + BEFORE + passed)
+        admission.learn(Ahead(70.0, BEFORE, cost), 70.0 + BEFORE + passed + cost)
 
 
 def test_what_waits_before_is_all_while_nothing_passes() -> None:
@@ -62,8 +62,16 @@ def test_nothing_before_is_no_wait() -> None:
     admission = made()
     learn(admission, passed=BEFORE, times=30)
     assert wait(admission, 10_000, before=0.0) == 0
-    admission.learn(Ahead.of(0.0, 0.0, 10.0), 500.0)  # it found nothing: nothing is learned
+    admission.learn(Ahead(0.0, 0.0, 10.0), 500.0)  # it found nothing: nothing is learned
     assert wait(admission, 500) == pytest.approx(10, rel=0.01)
+
+
+def test_who_found_little_teaches_nothing() -> None:
+    """Queries that come while a large request runs alone say nothing of those that wait."""
+    admission = made()
+    for _ in range(30):
+        admission.learn(Ahead(0.0, 50.0, 10_000.0), 20_000.0)
+    assert wait(admission, 500) == pytest.approx(5)
 
 
 @given(
