@@ -16,7 +16,7 @@ BENCH = .venv-dev/bin/python -m tests.bench
 EXPORT_FAULTS = .venv-export/bin/python -m pytest --confcutdir=tests/faults tests/faults/test_export_faults.py
 SERVE_LOCK = requirements/serve$(if $(filter cuda,$(PROVIDER)),-cuda).txt
 
-.PHONY: serve export test test-serve test-export test-clients test-slow test-faults
+.PHONY: serve export test test-serve test-export test-clients test-slow test-faults test-ray
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -42,6 +42,10 @@ test-faults: .venv-export/.installed
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
+
+# Two nodes as processes of this machine.
+test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported
+	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
@@ -69,7 +73,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda dev clients; do \
+	for name in serve serve-cuda dev clients ray; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -82,7 +86,7 @@ lock:  ## write the lock files anew (needs uv)
 	  | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/bench.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
+	rm -rf .venv .venv-dev .venv-ray .venv-export .venv-clients .venv-reference .venv-bench artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -94,6 +98,12 @@ clean:
 	$(PYTHON) -m venv .venv-dev
 	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
+	@touch $@
+
+.venv-ray/.installed: requirements/ray.txt pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) --require-hashes -r requirements/ray.txt
+	.venv-ray/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
 .venv-clients/.installed: requirements/clients.txt

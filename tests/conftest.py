@@ -18,7 +18,7 @@ import pytest
 from tests import tiny
 
 # They run in environments of their own (Makefile).
-collect_ignore = ["clients", "export", "faults/test_export_faults.py"]
+collect_ignore = ["clients", "export", "ray", "faults/test_export_faults.py"]
 
 ROOT = Path(__file__).parent.parent
 # The environment that only serves: the tests' own has more in it.

@@ -161,7 +161,19 @@ def create_app(
     router = Router(routes(front, settings), redirect_slashes=False)
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
     framed: ASGIApp = Frame(router, keys, open_paths)
-    return Cors(framed, settings.cors_origins) if settings.cors_origins else framed
+    return _at_root(Cors(framed, settings.cors_origins) if settings.cors_origins else framed)
+
+
+def _at_root(app: ASGIApp) -> ASGIApp:
+    """Take the application's `route_prefix` off every path."""
+
+    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
+        if root := scope.get("root_path"):
+            path = scope["path"].removeprefix(root) or "/"
+            scope = {**scope, "path": path, "root_path": ""}
+        await app(scope, receive, send)
+
+    return stripped
 
 
 def routes(front: Front, settings: Settings) -> list[Route]:

@@ -18,6 +18,7 @@ from embedserve.backend import PROVIDERS
 from embedserve.cluster import exchange
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.ingress import scrape
+from embedserve.cluster.scaling import PREDICTED_WAIT
 from embedserve.config import Alias, ModelSpec
 from embedserve.errors import RequestError
 from embedserve.metrics import Metrics
@@ -72,6 +73,12 @@ class Replica:
     async def metrics(self) -> tuple[str, bytes]:
         """Return this process's name and metrics."""
         return scrape(self._metrics)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray where the deployment scales: what scaling.QueueWait asks for."""
+        gauge = "embedserve_predicted_wait_seconds"
+        found = self._metrics.registry.restricted_registry([gauge])
+        return {PREDICTED_WAIT: found.get_sample_value(gauge) or 0.0}
 
     async def check_health(self) -> None:
         """RuntimeError when a lane does not come back: Ray starts another replica then."""

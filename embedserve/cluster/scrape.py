@@ -28,8 +28,6 @@ def merge(scrapes: Mapping[str, bytes]) -> bytes:
     for name, text in scrapes.items():
         for family in text_string_to_metric_families(text.decode()):
             samples = [s._replace(labels={**s.labels, LABEL: name}) for s in family.samples]
-            families.setdefault(family.name, family).samples = [
-                *(families[family.name].samples if families[family.name] is not family else ()),
-                *samples,
-            ]
+            merged = families.setdefault(family.name, family)
+            merged.samples = samples if merged is family else merged.samples + samples
     return generate_latest(_Families(families.values()))  # type: ignore[arg-type]  # as documented
