@@ -76,9 +76,9 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray where the deployment scales: what scaling.QueueWait asks for."""
-        gauge = "embedserve_predicted_wait_seconds"
-        found = self._metrics.registry.restricted_registry([gauge])
-        return {PREDICTED_WAIT: found.get_sample_value(gauge) or 0.0}
+        seconds = self._metrics.registry.get_sample_value("embedserve_predicted_wait_seconds")
+        assert seconds is not None
+        return {PREDICTED_WAIT: seconds}
 
     async def check_health(self) -> None:
         """RuntimeError when a lane does not come back: Ray starts another replica then."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ class Traffic:
 
     statuses: list[int] = field(default_factory=list)
     retries: list[str] = field(default_factory=list)  # why
-    contents: set[bytes] = field(default_factory=set)
+    contents: dict[int, set[bytes]] = field(default_factory=dict)  # by the request's number
     failures: list[str] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -38,15 +38,16 @@ class Traffic:
         while self.answered < until and not self.failures:
             pass  # the suite's timeout bounds it
 
-    def ask_until_ended(self, url: str, body: dict[str, Any]) -> None:
-        """One client."""
+    def ask_until_ended(self, url: str, number: int, body: dict[str, Any]) -> None:
+        """One client, with its own request."""
+        contents = self.contents.setdefault(number, set())
         headers = {"accept": "application/octet-stream"}
         with httpx.Client(base_url=url, trust_env=False, timeout=60, headers=headers) as client:
             while not self._ended.is_set():
                 answer = self._ask(client, body)
                 self.statuses.append(answer.status_code)
                 if answer.status_code == 200:
-                    self.contents.add(answer.content)
+                    contents.add(answer.content)
                 else:
                     self.failures.append(answer.text)
 
@@ -74,13 +75,13 @@ class Traffic:
 
 
 @contextlib.contextmanager
-def traffic(url: str, clients: int, **body: Any) -> Iterator[Traffic]:
-    """So many clients with the same request, from here to the end of the block."""
+def traffic(url: str, bodies: Sequence[dict[str, Any]]) -> Iterator[Traffic]:
+    """A client for each request, which it sends again and again to the end of the block."""
     made = Traffic()
-    with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(made.ask_until_ended, url, body) for _ in range(clients)]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        asking = [pool.submit(made.ask_until_ended, url, i, body) for i, body in enumerate(bodies)]
         try:
-            made.wait_for(clients)
+            made.wait_for(len(bodies))
             yield made
         finally:
             made.end()
