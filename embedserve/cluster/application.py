@@ -43,9 +43,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     path, artifacts = Path(arguments.models), Path(arguments.artifacts)
     configuration = config.read(path)
     settings = _settings(configuration, arguments, path)
-    specs = registry.choose(
-        configuration.models, arguments.model, artifacts, settings.skip_missing
-    )
+    specs = registry.choose(configuration.models, arguments.model, artifacts, settings.skip_missing)
     models = [spec.name for spec in specs]
     aliases = [a for a in configuration.aliases.values() if a.model in models]
     names = [*models, *(alias.name for alias in aliases)]

@@ -71,7 +71,8 @@ class Directory:
 
     def pool(self, name: str | None) -> Pool:
         """Return the pool of a name; for any other the first, which says what is wrong with it."""
-        return self.pools[name if name in self.pools else self.models[0]]
+        found = self.pools.get(name) if name is not None else None
+        return found or self.pools[self.models[0]]
 
 
 class Front:
@@ -90,7 +91,9 @@ class Front:
         share = Share(self._pending)
         try:
             content = await body.read(receive, headers, self._settings, share)
-            answer = await self._ask(self._directory.pool(schemas.named_model(content)), scope, content)
+            answer = await self._ask(
+                self._directory.pool(schemas.named_model(content)), scope, content
+            )
             await _send(answer, scope, send)
         except asyncio.CancelledError:  # Ray's, when the client has closed its connection
             raise ClientLeftError from None
@@ -153,9 +156,7 @@ class Front:
             raise RequestError("deadline_exceeded", message) from None
 
 
-def create_app(
-    settings: Settings, directory: Directory, keys: Keys, metrics: Metrics
-) -> ASGIApp:
+def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Build the ingress application: the routes and frame of `embedserve serve`."""
     front = Front(settings, directory, metrics)
     router = Router(routes(front, settings), redirect_slashes=False)
@@ -224,5 +225,5 @@ async def _send(answer: Answer, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def _json(content: object) -> Response:
+def _json(content: Mapping[str, object]) -> Response:
     return Response(schemas.render(content), media_type=body.JSON)

@@ -30,4 +30,4 @@ def merge(scrapes: Mapping[str, bytes]) -> bytes:
             samples = [s._replace(labels={**s.labels, LABEL: name}) for s in family.samples]
             merged = families.setdefault(family.name, family)
             merged.samples = samples if merged is family else merged.samples + samples
-    return generate_latest(_Families(families.values()))  # type: ignore[arg-type]  # as documented
+    return generate_latest(_Families(families.values()))

@@ -118,13 +118,17 @@ def table(variant: str, found: dict[str, list[dict[str, dict[str, float]]]]) -> 
         for figure in rounds[0]["plain"]:
             own, ray = (median(r[who][figure] for r in rounds) for who in ("plain", "ray"))
             ratio = median(r["ray"][figure] / r["plain"][figure] for r in rounds)
-            rows.append(f"| {variant} | {load_name} | {figure} | {own:.1f} | {ray:.1f} | {ratio:.2f} |")
+            rows.append(
+                f"| {variant} | {load_name} | {figure} | {own:.1f} | {ray:.1f} | {ratio:.2f} |"
+            )
     return rows
 
 
 def main(seconds: str = "8", rounds: str = "5") -> None:
     """Measure each variant in a process of its own: Ray reads its options when it is imported."""
-    print("| way | load | figure | embedserve serve | Ray Serve | ratio |\n|---|---|---|---|---|---|")
+    print(
+        "| way | load | figure | embedserve serve | Ray Serve | ratio |\n|---|---|---|---|---|---|"
+    )
     for variant, environment in VARIANTS.items():
         command = [sys.executable, "-m", "tests.bench.ray_serve", "--measure", seconds, rounds]
         done = subprocess.run(

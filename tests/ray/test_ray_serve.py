@@ -20,9 +20,13 @@ from tests import conftest, tiny
 from tests.conftest import MINILM, ROOT
 from tests.ray.conftest import Application, Start
 from tests.ray.serving import Serving, kill
-from tests.ray.traffic import traffic
+from tests.ray.traffic import Traffic, traffic
 
-ARGS = {"models": str(ROOT / "models.toml"), "artifacts": str(ROOT / "artifacts"), "model": [MINILM]}
+ARGS = {
+    "models": str(ROOT / "models.toml"),
+    "artifacts": str(ROOT / "artifacts"),
+    "model": [MINILM],
+}
 OCTETS = {"accept": "application/octet-stream"}
 # A second of one core.
 LONG = [f"{i} " + "word " * 250 for i in range(32)]
@@ -141,10 +145,10 @@ class TestKilled:
             for _ in range(3):
                 victim = _all_there(ray_serve, "killed", MINILM, 2)[0]
                 kill(victim["pid"])
-                clients.wait_for(30)
+                clients.wait_for(16)
         _say(capsys, "3 replicas killed", clients)
         assert clients.failures == []
-        assert [len(found) for found in clients.contents.values()] == [1] * len(BODIES)
+        assert _same_every_time(clients)
 
     def test_front(self, ray_serve: Serving, capsys: pytest.CaptureFixture[str]) -> None:
         """What a front had is answered with 503 and when to come again."""
@@ -154,10 +158,10 @@ class TestKilled:
             for _ in range(3):
                 victim = _all_there(ray_serve, "fronts", "front", 2)[0]
                 kill(victim["pid"])
-                clients.wait_for(30)
+                clients.wait_for(16)
         _say(capsys, "3 fronts killed", clients)
         assert clients.failures == []
-        assert [len(found) for found in clients.contents.values()] == [1] * len(BODIES)
+        assert _same_every_time(clients)
 
     def test_answer_of_a_killed_front(self, ray_serve: Serving) -> None:
         """It is an error of this service: JSON, the request's id, 503."""
@@ -185,18 +189,41 @@ class TestKilled:
 class TestScaling:
     """Replicas come and go, and no request is lost by it."""
 
-    def test_drain(self, ray_serve: Serving, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize("deployment", [MINILM, "front"])
+    def test_drain(
+        self, ray_serve: Serving, capsys: pytest.CaptureFixture[str], deployment: str
+    ) -> None:
         """A replica that is taken away answers what it has: no request is sent twice."""
-        url = ray_serve.deploy("drained", ARGS, one_core(num_replicas=3))
-        with traffic(url, BODIES) as clients:
+        others = [one_core()] if deployment == "front" else []
+
+        def scale(count: int) -> str:
+            options = {"ray_actor_options": {"num_cpus": 1}, "num_replicas": count}
+            return ray_serve.deploy("drained", ARGS, {"name": deployment, **options}, *others)
+
+        with traffic(scale(3), BODIES) as clients:
             for count in (1, 3, 1):
-                ray_serve.deploy("drained", ARGS, one_core(num_replicas=count))
-                _all_there(ray_serve, "drained", MINILM, count)
-                clients.wait_for(20)
-        _say(capsys, "3 -> 1 -> 3 -> 1 replicas", clients)
+                scale(count)
+                _all_there(ray_serve, "drained", deployment, count)
+                clients.wait_for(16)
+        _say(capsys, f"3 -> 1 -> 3 -> 1 replicas of {deployment}", clients)
         assert clients.failures == []
         assert clients.retries == []
-        assert [len(found) for found in clients.contents.values()] == [1] * len(BODIES)
+        assert _same_every_time(clients)
+
+    def test_upgrade(self, ray_serve: Serving, capsys: pytest.CaptureFixture[str]) -> None:
+        """Other args: every process is replaced in turn, under traffic."""
+        deployments = [one_core(num_replicas=2), {"name": "front", "num_replicas": 2}]
+        url = ray_serve.deploy("upgraded", ARGS, *deployments)
+        old = _pids(ray_serve, "upgraded")
+        with traffic(url, BODIES) as clients:
+            ray_serve.deploy("upgraded", {**ARGS, "settings": {"max_wait": 20.0}}, *deployments)
+            while old & _pids(ray_serve, "upgraded"):
+                pass
+            clients.wait_for(16)
+        _say(capsys, "2 + 2 replicas upgraded", clients)
+        assert clients.failures == []
+        assert clients.retries == []
+        assert _same_every_time(clients)
 
     @pytest.mark.parametrize("signal", ["requests", "wait"])
     def test_autoscaling(self, ray_serve: Serving, signal: str) -> None:
@@ -234,9 +261,7 @@ class TestArtifacts:
         tiny.write(tmp_path / "files" / "artifacts" / "tiny")
         tiny.models_toml(tmp_path / "files" / "models.toml", {"tiny": ""})
         archive = shutil.make_archive(str(tmp_path / "files"), "zip", tmp_path / "files")
-        url = ray_serve.deploy(
-            "shipped", {}, runtime_env={"working_dir": Path(archive).as_uri()}
-        )
+        url = ray_serve.deploy("shipped", {}, runtime_env={"working_dir": Path(archive).as_uri()})
         answer = httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, trust_env=False)
         assert answer.json()["data"][0]["embedding"] == pytest.approx(tiny.expected("a"), abs=1e-6)
 
@@ -292,9 +317,7 @@ class TestKeys:
         assert status("sk-first-0123456789") == 401
         assert ray_serve.replicas("keyed", "front") == before
 
-    def test_environment(
-        self, ray_serve: Serving, server: Application
-    ) -> None:
+    def test_environment(self, ray_serve: Serving, server: Application) -> None:
         """Keys in an environment, which Ray shows to all, are refused, and not shown."""
         args = ray_serve.applications[server.name]["args"]
         environment = {"env_vars": {"EMBEDSERVE_API_KEYS": "sk-shown-0123456789"}}
@@ -353,9 +376,7 @@ class TestClients:
         assert answer.headers["x-request-id"].startswith("req_")
 
 
-def _all_there(
-    ray_serve: Serving, name: str, deployment: str, count: int
-) -> list[dict[str, Any]]:
+def _all_there(ray_serve: Serving, name: str, deployment: str, count: int) -> list[dict[str, Any]]:
     """The running replicas, once there are `count`: Ray finds out later who is dead."""
     while True:
         found = ray_serve.replicas(name, deployment)
@@ -363,11 +384,20 @@ def _all_there(
             return found
 
 
+def _pids(ray_serve: Serving, name: str) -> set[int]:
+    return {r["pid"] for d in (MINILM, "front") for r in ray_serve.replicas(name, d)}
+
+
+def _same_every_time(clients: Traffic) -> bool:
+    """Whether each request got one answer, whoever gave it."""
+    return [len(found) for found in clients.contents.values()] == [1] * len(BODIES)
+
+
 def _chunks(rows: list[str], size: int) -> list[list[str]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _say(capsys: pytest.CaptureFixture[str], what: str, clients: Any) -> None:
+def _say(capsys: pytest.CaptureFixture[str], what: str, clients: Traffic) -> None:
     with capsys.disabled():
         retries = sorted(set(clients.retries))
         print(f"\n{what}: {clients.answered} answers, {len(clients.retries)} retries {retries}")
