@@ -27,8 +27,8 @@ DEBIAN_MIRROR ?=
 BUILD_FLAGS ?=
 RUN_FLAGS ?=
 REVISION ?= $(shell git rev-parse HEAD)
-SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH
+image image-export image-base image-reproducible sbom: \
+  export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 BUILD_IMAGE = $(or $(CONTAINER),$(error no podman, docker or buildah works here)) build \
   $(if $(findstring docker,$(CONTAINER)),,--format docker --timestamp $(SOURCE_DATE_EPOCH))
 BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \

@@ -70,7 +70,7 @@ class Frame:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        request_id = _given_id(scope) or next(self._ids).encode()
+        request_id = given_id(scope) or next(self._ids).encode()
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -185,7 +185,7 @@ def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
     return RequestError("unknown_url", f"no such URL: {method} {path}")
 
 
-def _given_id(scope: Scope) -> bytes | None:
+def given_id(scope: Scope) -> bytes | None:
     """The client's X-Request-Id when it is well-formed."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):

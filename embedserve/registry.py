@@ -29,11 +29,22 @@ log = logging.getLogger(__name__)
 
 
 class ModelRegistry:
-    """The models that are served, in the order of models.toml, and their aliases after them."""
+    """The models that are served, in the order of models.toml, and their aliases after them.
 
-    def __init__(self, models: Iterable[Model], aliases: Iterable[Alias] = ()) -> None:
+    `names` are those of the whole service, where other processes serve some of its models.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Model],
+        aliases: Iterable[Alias] = (),
+        names: Iterable[str] | None = None,
+    ) -> None:
         self._models = {model.name: model for model in models}
         self._aliases = {a.name: a for a in aliases if a.model in self._models}
+        own = [*self._models, *self._aliases]
+        self._names = own if names is None else list(names)
+        self._is_only = len(self._models) == 1 and set(self._names) == set(own)
         for alias in self._aliases.values():
             _check_alias(alias, self._models[alias.model])
 
@@ -46,7 +57,7 @@ class ModelRegistry:
 
     def names(self) -> list[str]:
         """Names of models, then of aliases."""
-        return [*self._models, *self._aliases]
+        return self._names
 
     def find(self, name: str | None) -> tuple[Model, Alias | None]:
         """Return the model, or the alias and its model; without a name the only model, else 400.
@@ -55,7 +66,7 @@ class ModelRegistry:
         """
         known = ", ".join(self.names())
         if name is None:
-            if len(self._models) == 1:
+            if self._is_only:
                 return next(iter(self)), None
             raise RequestError("missing_parameter", f"model is missing; one of {known}", "model")
         alias = self._aliases.get(name)

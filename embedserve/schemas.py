@@ -152,6 +152,15 @@ def render_tokens(model: str, tokens: Sequence[Tokens]) -> bytes:
     return orjson.dumps({"object": "list", "data": data, "model": model})
 
 
+def named_model(body: bytes) -> str | None:
+    """Return the `model` of a body, None where none is to be found: parsing says what is wrong."""
+    try:
+        model = _object(body).get("model")
+    except RequestError:
+        return None
+    return model if isinstance(model, str) else None
+
+
 def render(value: Mapping[str, Any]) -> bytes:
     """Render a small answer as JSON."""
     return orjson.dumps(value)

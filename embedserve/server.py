@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import ipaddress
 import logging
 import os
@@ -20,7 +19,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from embedserve import lanes
+from embedserve import lanes, process
 from embedserve.errors import Exit, StartupError
 from embedserve.metrics import Metrics
 from embedserve.protocol import protocol_class
@@ -94,9 +93,7 @@ def run(
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    # What is loaded stays: collections in between requests need not walk over it each time.
-    gc.collect()
-    gc.freeze()
+    process.settle()
     server = Server(config, listener, readiness, settings.drain_seconds)
     metrics.fix("max_connections", settings.max_connections)
     metrics.watch("connections", lambda: len(server.server_state.connections))

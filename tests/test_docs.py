@@ -39,8 +39,6 @@ from tests.documents import (
     text,
 )
 
-# Written beside these pages; a link to one that is not there yet is no error.
-PENDING = {"ray-serve.md"}
 # Pages whose every name is held; each of the others has tests of its own.
 HELD = (
     README,
@@ -68,8 +66,6 @@ class TestLinks:
                 continue
             name, _, anchor = target.partition("#")
             file = (path.parent / name).resolve() if name else path
-            if file.name in PENDING and file.parent == DOCS and not file.exists():
-                continue
             assert file.exists(), f"{path.name}: {target}"
             if anchor:
                 assert anchor in anchors(file), f"{path.name}: {target}"
@@ -79,7 +75,7 @@ class TestLinks:
         listed = [target for row in table("| page | for |", (README,)) for target in _targets(row)]
         pages = {f"docs/{path.name}" for path in DOCS.glob("*.md")} - {"docs/README.md"}
         assert len(listed) == len(set(listed))
-        assert pages <= set(listed) <= pages | {f"docs/{name}" for name in PENDING}
+        assert set(listed) == pages
 
 
 def _targets(row: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 One actor on this node reads chunks one after the other; actors that hold the model turn them into
 parts, which this process writes. Ray does again what a killed worker or node had in hand; whatever
-is missing when it gives up is done in another round.
+is missing when it gives up is done in another round. A round that brings nothing ends the job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve import __version__
+from embedserve import __version__, process
 from embedserve.backend import PROVIDERS, VERSION
 from embedserve.bulk.chunks import Chunk, Cut, Selection
 from embedserve.bulk.engine import Engine, How
@@ -38,6 +38,8 @@ from embedserve.settings import Settings
 ROUND = 5000
 # Chunks that an actor has at a time: while lanes run one, the next is tokenized, and others arrive.
 IN_HAND, AT_WORK = 4, 2
+# How often Ray gives a chunk to another worker when one died with it; otherwise it never ends.
+RETRIES = 3
 REACH_SECONDS = 10.0
 
 # Ray Data's rows: a cut's fields; then one column of objects, a chunk or a part, or why there is
@@ -96,6 +98,7 @@ class Embed:
     """Holds the model. What it refuses it gives in a part's place: who dies tells nobody why."""
 
     def __init__(self, task: Task, shipped: Shipped, cores: int, wanted: tuple[str, ...]) -> None:
+        process.prepare()
         self._maker = task.maker
         self._refused: StartupError | None = None
         provider = PROVIDERS[task.settings.provider]
@@ -159,10 +162,13 @@ class Cluster:
                         self.tokens += part.tokens
                         yield part
         except ray.exceptions.RayError as error:
-            reason = f": {error}"
+            reason = f": {' '.join(str(error).split())}"
         if len(missing) == before:
+            first = next(iter(missing.values()))
             raise StartupError(
-                f"the cluster finished none of {before} chunks{reason}", Exit.UNAVAILABLE
+                f"the cluster finished none of {before} chunks, the first from line {first.line} "
+                f"to {first.next_line - 1}{reason}",
+                Exit.UNAVAILABLE,
             )
 
     def _round(self, cuts: list[Cut]) -> Generator[Part, None, None]:
@@ -178,6 +184,7 @@ class Cluster:
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=0,
+                max_task_retries=RETRIES,
                 label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
             )
             .map_batches(
@@ -193,6 +200,7 @@ class Cluster:
                 ),
                 num_cpus=self._cores,
                 num_gpus=self._gpus,
+                max_task_retries=RETRIES,
             )
         )
         # Closed here and not when it is collected: Ray must be at rest before it is left.

@@ -74,9 +74,11 @@ def problems(found: Iterable[Chunk]) -> dict[int, str]:
     }
 
 
-def command(*arguments: str | Path, python: Path | str = sys.executable) -> list[str | Path]:
+def command(
+    *arguments: str | Path, python: Path | str = sys.executable, module: str = "embedserve"
+) -> list[str | Path]:
     """The command line of `embedserve embed`, of this tree."""
-    return [python, "-m", "embedserve", "embed", *arguments]
+    return [python, "-m", module, "embed", *arguments]
 
 
 def embed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,11 @@ def two_nodes() -> Iterator[Cluster]:
 
 def embed_on(cluster: Cluster, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `embedserve embed --ray` to its end."""
-    process = start_on(cluster, *arguments)
+    return finished(start_on(cluster, *arguments))
+
+
+def finished(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for the end of a command."""
     out, err = process.communicate(timeout=200)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -46,10 +50,10 @@ def start_on(cluster: Cluster, *arguments: str | Path) -> subprocess.Popen[str]:
     return start(*arguments, "--ray", cluster.address)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, module: str = "embedserve") -> subprocess.Popen[str]:
     """Start `embedserve embed`."""
     return subprocess.Popen(
-        command(*arguments, python=sys.executable),
+        command(*arguments, module=module),
         cwd=ROOT,
         env=environment(HOME=os.environ.get("HOME", "/"), RAY_USAGE_STATS_ENABLED="0"),
         stdout=subprocess.PIPE,
@@ -62,7 +66,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
     """Wait for something that a running command does."""
     while not condition():
         assert process.poll() is None, process.communicate()
-        os.sched_yield()
+        threading.Event().wait(0.02)  # the command needs the cores
 
 
 def workers() -> dict[int, int]:

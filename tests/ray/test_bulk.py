@@ -17,7 +17,7 @@ from embedserve.prose import texts
 from tests import tiny
 from tests.bulk.files import embed, write
 from tests.conftest import MINILM
-from tests.ray.clusters import embed_on, start, start_on, two_nodes, until, workers
+from tests.ray.clusters import embed_on, finished, start, start_on, two_nodes, until, workers
 
 SEED = 20261124
 
@@ -170,6 +170,23 @@ class TestKilled:
         _, said = process.communicate(timeout=200)
         assert process.returncode == 0, said
         assert out.read_bytes() == (whole / "out.parquet").read_bytes()
+
+
+def test_a_chunk_that_kills_its_workers(
+    tmp_path: Path, flags: list[str | Path], cluster: Cluster
+) -> None:
+    """All others are done, then the job ends and says where it lies; mended, it goes on."""
+    rows = [{"text": "a b"}] * 100
+    path = write(tmp_path / "in.jsonl", [*rows[:43], {"text": "deadly"}, *rows[44:]])
+    there, here = tmp_path / "there.npy", tmp_path / "here.npy"
+    done = finished(start(path, there, *flags, "--ray", cluster.address, module="tests.ray.deadly"))
+    assert done.returncode == Exit.UNAVAILABLE, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "none of 1 chunks, the first from line 41 to 48: " in last
+    assert len(list(tmp_path.glob("there.npy.parts/*.part"))) == 12
+    assert finished(start(path, there, *flags, "--ray", cluster.address)).returncode == 0
+    assert embed(path, here, *flags).returncode == 0
+    assert there.read_bytes() == here.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The application of `embedserve serve` over a Ray cluster, by Ray Serve."""

@@ -1,0 +1,105 @@
+"""build(args): models.toml and artifacts -> the Ray Serve application of deploy/ray/serve.yaml."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from embedserve import artifact, config, registry
+from embedserve.cluster.ingress import Ingress
+from embedserve.cluster.replica import Replica, Served
+from embedserve.config import Config, refuse_unknown, shown
+from embedserve.errors import StartupError
+from embedserve.keys import VARIABLE as KEYS
+from embedserve.settings import PATHS, Settings, merge
+
+FRONT = "front"
+# Ray counts a request until its answer is sent. embedserve's own queue is what refuses: by
+# predicted wait and by bytes, with the time after which to come again. This one only bounds.
+MOST_REQUESTS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What `args` of the configuration file says.
+
+    `settings` are keys of [server] in models.toml, and stand before them and before variables.
+    """
+
+    models: str
+    artifacts: str
+    model: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Make the application: `import_path` of a Ray Serve configuration. StartupError otherwise."""
+    arguments = _arguments(args)
+    path, artifacts = Path(arguments.models), Path(arguments.artifacts)
+    configuration = config.read(path)
+    settings = _settings(configuration, arguments, path)
+    specs = registry.choose(configuration.models, arguments.model, artifacts, settings.skip_missing)
+    models = [spec.name for spec in specs]
+    aliases = [a for a in configuration.aliases.values() if a.model in models]
+    names = [*models, *(alias.name for alias in aliases)]
+    if FRONT in models:
+        raise StartupError(f"{path}: [models.{FRONT}]: that is the name of another deployment")
+    pools = {}
+    for spec in specs:
+        served = Served(spec, [a for a in aliases if a.model == spec.name], names)
+        deployment = _deployment(Replica, spec.name, settings, max(1, settings.lanes))
+        pools[spec.name] = deployment.bind(served, arguments.artifacts, settings)
+    owners = {spec.name: _owner(artifacts / spec.name) for spec in specs}
+    owners |= {alias.name: owners[alias.model] for alias in aliases}
+    of = {alias.name: alias.model for alias in aliases}
+    front = _deployment(serve.ingress()(Ingress), FRONT, settings, 0.5)
+    return front.bind(settings, names, models, owners, of, pools)
+
+
+def _deployment(cls: type, name: str, settings: Settings, cores: float) -> serve.Deployment:
+    """Defaults of a deployment, which the configuration file may override by its name."""
+    return serve.deployment(cls).options(
+        name=name,
+        max_ongoing_requests=MOST_REQUESTS,
+        ray_actor_options={"num_cpus": cores},
+        # A replica that ends is asked nothing more, and answers what it has.
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        health_check_period_s=2.0,
+    )
+
+
+def _arguments(args: Mapping[str, Any]) -> Arguments:
+    where = "args of the Ray Serve application:"
+    refuse_unknown(args, ("models", "artifacts", "model", "settings"), where, " ")
+    paths = {name: args.get(name, default) for name, default in PATHS.items()}
+    model, settings = args.get("model", []), args.get("settings", {})
+    if not all(isinstance(path, str) for path in paths.values()):
+        raise StartupError(f"{where} models and artifacts are paths")
+    if not isinstance(model, list) or not all(isinstance(name, str) for name in model):
+        raise StartupError(f"{where} model = {shown(model)}; a list of names of models")
+    if not isinstance(settings, Mapping):
+        raise StartupError(f"{where} settings = {shown(settings)}; a table")
+    return Arguments(paths["models"], paths["artifacts"], tuple(model), settings)
+
+
+def _settings(configuration: Config, arguments: Arguments, path: Path) -> Settings:
+    """[server], then the environment, then `settings`."""
+    if KEYS in os.environ:
+        raise StartupError(f"{KEYS}: Ray shows environments to all; use api_keys_file")
+    merged = merge(configuration, os.environ, {}, path)
+    given = merge(replace(configuration, server=arguments.settings), {}, {}, Path("args"))
+    settings = replace(merged, **{name: getattr(given, name) for name in arguments.settings})
+    if settings.tracing:
+        raise StartupError("tracing = true; there are no spans over Ray Serve")
+    return settings
+
+
+def _owner(directory: Path) -> str:
+    repository = artifact.read(directory).repository or ""
+    return repository.split("/")[0] or "embedserve"

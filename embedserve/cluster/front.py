@@ -1,0 +1,229 @@
+"""The ingress: what stands around a request, and which model's replicas it goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from embedserve import body, pages, schemas
+from embedserve.app import EMBEDDINGS
+from embedserve.cluster.exchange import Answer, Request
+from embedserve.cluster.scrape import merge
+from embedserve.errors import ClientLeftError, RequestError
+from embedserve.frame import PROBES, Cors, Frame
+from embedserve.keys import Keys
+from embedserve.metrics import CONTENT_TYPE, Metrics
+from embedserve.pending import Pending, Share
+from embedserve.settings import Settings
+
+# A replica answers 504 itself; where it cannot, so much later the front does.
+LATE_SECONDS = 1.0
+# For replicas to say that they are there, and to give their metrics.
+PROBE_SECONDS = 2.0
+# What a replica is not told, or says itself.
+_NOT_SENT = (b"authorization", b"cookie", b"connection", b"transfer-encoding")
+_NOT_TAKEN = (b"x-request-id",)
+
+
+class LostError(Exception):
+    """The replica that had the request is gone; another can do it, nothing was changed by it."""
+
+
+class Pool(Protocol):
+    """The replicas of one model."""
+
+    async def ask(self, request: Request) -> Answer:
+        """Let one replica answer. LostError, or RequestError where there is none.
+
+        Cancelled, the replica is told that the client has left.
+        """
+
+
+class Scraped(Protocol):
+    """Processes with metrics."""
+
+    async def metrics(self) -> Mapping[str, bytes]:
+        """Return each one's metrics by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """The models of the cluster: names in the order they are listed, owners, and pools.
+
+    An alias has the pool of its model. `models` are those of `names` that are no aliases.
+    `processes` have metrics: each model's replicas, and the fronts.
+    """
+
+    names: Sequence[str]
+    models: Sequence[str]
+    owners: Mapping[str, str]
+    pools: Mapping[str, Pool]
+    processes: Sequence[Scraped]
+
+    def pool(self, name: str | None) -> Pool:
+        """Return the pool of a name; for any other the first, which says what is wrong with it."""
+        found = self.pools.get(name) if name is not None else None
+        return found or self.pools[self.models[0]]
+
+
+class Front:
+    """Every endpoint of the service, over pools of replicas. Owned by the event loop."""
+
+    def __init__(self, settings: Settings, directory: Directory, metrics: Metrics) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._created = int(time.time())
+        self._pending = Pending(settings.max_pending_mb * 1_000_000)
+        metrics.watch("pending_bytes", lambda: self._pending.bytes)
+
+    async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST embeddings and tokenize: to the pool of the body's `model`, as an endpoint."""
+        headers = body.headers(scope)
+        share = Share(self._pending)
+        try:
+            content = await body.read(receive, headers, self._settings, share)
+            answer = await self._ask(
+                self._directory.pool(schemas.named_model(content)), scope, content
+            )
+            await _send(answer, scope, send)
+        except asyncio.CancelledError:  # Ray's, when the client has closed its connection
+            raise ClientLeftError from None
+        finally:
+            share.release()
+
+    async def get_model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET models/{name}, from a replica of it, as an endpoint."""
+        pool = self._directory.pool(scope["path_params"]["name"])
+        await _send(await self._ask(pool, scope, b""), scope, send)
+
+    async def list_models(self, request: HttpRequest) -> Response:
+        return _json({"object": "list", "data": self._directory.names})
+
+    async def list_models_openai(self, request: HttpRequest) -> Response:
+        data = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._created,
+                "owned_by": self._directory.owners[name],
+            }
+            for name in self._directory.names
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def get_metrics(self, request: HttpRequest) -> Response:
+        scrapes = await asyncio.gather(*(p.metrics() for p in self._directory.processes))
+        content = merge({name: text for scrape in scrapes for name, text in scrape.items()})
+        return Response(content, media_type=CONTENT_TYPE)
+
+    async def live(self, request: HttpRequest) -> Response:
+        return _json({"status": "ok"})
+
+    async def ready(self, request: HttpRequest) -> Response:
+        """200 when a replica of every model answers."""
+        probe = Request("GET", "/readyz", [])
+        for name in self._directory.models:
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    found = await self._directory.pools[name].ask(probe)
+            except (TimeoutError, LostError, RequestError):
+                found = None
+            if found is None or found.status != 200:
+                message = f"no replica of {name} is ready"
+                raise RequestError("not_ready", message, headers={"Retry-After": "1"})
+        return _json({"status": "ok", "models": self._directory.names})
+
+    async def _ask(self, pool: Pool, scope: Scope, content: bytes) -> Answer:
+        headers = [(k, v) for k, v in scope["headers"] if k not in _NOT_SENT]
+        request = Request(scope["method"], scope["path"], headers, content)
+        seconds = self._settings.request_timeout
+        with contextlib.suppress(RequestError):  # which the replica will say
+            seconds = body.deadline(dict(headers), seconds)
+        try:
+            async with asyncio.timeout(seconds + LATE_SECONDS):
+                return await _twice(pool, request)
+        except TimeoutError:
+            message = "the request's deadline passed before its answer"
+            raise RequestError("deadline_exceeded", message) from None
+
+
+def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
+    """Build the ingress application: the routes and frame of `embedserve serve`."""
+    front = Front(settings, directory, metrics)
+    router = Router(routes(front, settings), redirect_slashes=False)
+    open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
+    framed: ASGIApp = Frame(router, keys, open_paths, metrics.refused)
+    return _at_root(Cors(framed, settings.cors_origins) if settings.cors_origins else framed)
+
+
+def _at_root(app: ASGIApp) -> ASGIApp:
+    """Take the application's `route_prefix` off every path."""
+
+    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
+        if root := scope.get("root_path"):
+            path = scope["path"].removeprefix(root) or "/"
+            scope = {**scope, "path": path, "root_path": ""}
+        await app(scope, receive, send)
+
+    return stripped
+
+
+def routes(front: Front, settings: Settings) -> list[Route]:
+    """Every route of app.routes, in its order."""
+    return [
+        *(Route(path, _Endpoint(front.create), methods=["POST"]) for path in EMBEDDINGS),
+        Route("/v1/models", front.list_models),
+        Route("/openai/v1/models", front.list_models_openai),
+        Route("/v1/models/{name}", _Endpoint(front.get_model), methods=["GET"]),
+        Route("/openai/v1/models/{name}", _Endpoint(front.get_model), methods=["GET"]),
+        Route("/v1/tokenize", _Endpoint(front.create), methods=["POST"]),
+        Route("/metrics", front.get_metrics),
+        Route("/livez", front.live),
+        Route("/readyz", front.ready),
+        Route("/health", front.ready),
+        *pages.routes(settings.max_inputs),
+    ]
+
+
+class _Endpoint:
+    """A method as an ASGI application, which is how starlette's Route tells it from a function."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+async def _twice(pool: Pool, request: Request) -> Answer:
+    """Ask again once when a replica is lost: what ends every process that runs it ends two."""
+    try:
+        return await pool.ask(request)
+    except LostError:
+        pass
+    try:
+        return await pool.ask(request)
+    except LostError:
+        message = "two replicas in turn were lost with this request"
+        raise RequestError("not_ready", message, headers={"Retry-After": "1"}) from None
+
+
+async def _send(answer: Answer, scope: Scope, send: Send) -> None:
+    if answer.access:
+        scope.setdefault("state", {})["access"] = answer.access
+    headers = [(k, v) for k, v in answer.headers if k not in _NOT_TAKEN]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _json(content: Mapping[str, object]) -> Response:
+    return Response(schemas.render(content), media_type=body.JSON)

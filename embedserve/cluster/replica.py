@@ -1,0 +1,88 @@
+"""One replica of a model: the whole application of a server of this model alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+
+from embedserve import logs, process, registry
+from embedserve.app import create_app
+from embedserve.backend import PROVIDERS
+from embedserve.cluster import exchange
+from embedserve.cluster.exchange import Answer, Request
+from embedserve.cluster.ingress import scrape
+from embedserve.cluster.scaling import PREDICTED_WAIT
+from embedserve.config import Alias, ModelSpec
+from embedserve.errors import RequestError
+from embedserve.metrics import Metrics
+from embedserve.readiness import Readiness
+from embedserve.registry import ModelRegistry
+from embedserve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One model of the cluster, its aliases, and the names of all models and aliases."""
+
+    spec: ModelSpec
+    aliases: Sequence[Alias]
+    names: Sequence[str]
+
+
+class Replica:
+    """A process with one model. Its methods run on the event loop of the replica.
+
+    Keys, CORS and access lines are the front's.
+    """
+
+    def __init__(self, served: Served, artifacts: str, settings: Settings) -> None:
+        process.prepare()
+        settings = replace(settings, access_log=False, cors_origins=(), api_keys_file="")
+        logs.configure(settings)
+        cores = _cores()
+        model, _ = registry.load_model(
+            served.spec, Path(artifacts) / served.spec.name, settings.provider, cores
+        )
+        lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
+        self._readiness, self._metrics = Readiness(), Metrics()
+        self._app = create_app(
+            settings,
+            ModelRegistry([model], served.aliases, served.names),
+            lanes,
+            readiness=self._readiness,
+            metrics=self._metrics,
+        )
+        log.info("model %s: a replica with %s lanes", served.spec.name, lanes)
+        process.settle()
+
+    async def answer(self, request: Request) -> Answer:
+        """Answer a whole request; cancelled, its client has left."""
+        return await exchange.answer(self._app, request)
+
+    async def metrics(self) -> tuple[str, bytes]:
+        """Return this process's name and metrics."""
+        return scrape(self._metrics)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Ray where the deployment scales: what scaling.QueueWait asks for."""
+        seconds = self._metrics.registry.get_sample_value("embedserve_predicted_wait_seconds")
+        assert seconds is not None
+        return {PREDICTED_WAIT: seconds}
+
+    async def check_health(self) -> None:
+        """RuntimeError when a lane does not come back: Ray starts another replica then."""
+        try:
+            self._readiness.check_live()
+        except RequestError as error:
+            raise RuntimeError(error.message) from error
+
+
+def _cores() -> int:
+    """The cores that Ray gave this replica, at least one: `num_cpus` of its deployment."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))

@@ -1,0 +1,25 @@
+"""`embedserve` with workers that die of the text `deadly`, as of one that takes all memory."""
+
+from __future__ import annotations
+
+import os
+
+from embedserve.bulk import cluster
+from embedserve.bulk.chunks import Chunk
+from embedserve.bulk.parts import Part
+from embedserve.cli import main
+from embedserve.errors import StartupError
+
+
+class Deadly(cluster.Embed):
+    """Ends its process without a word."""
+
+    def _part(self, chunk: Chunk | StartupError) -> Part | StartupError:
+        if isinstance(chunk, Chunk) and "deadly" in chunk.texts:
+            os._exit(1)
+        return super()._part(chunk)
+
+
+if __name__ == "__main__":
+    cluster.Embed = Deadly  # type: ignore[misc]
+    main()

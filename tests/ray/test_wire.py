@@ -1,0 +1,43 @@
+"""The wire's tests, as they are, against Ray Serve; conftest.NOT_HERE says which are not."""
+
+from tests.test_serve import (
+    TestAnswers,
+    TestBadInput,
+    TestEnd,
+    TestMetrics,
+    TestStart,
+    test_client_that_leaves,
+    test_signal_during_load,
+)
+from tests.test_wire import (
+    TestAliases,
+    TestCors,
+    TestKeys,
+    TestLog,
+    TestOctets,
+    TestTokenize,
+    aliased,
+    keyed,
+    test_a_deadline_that_has_passed,
+    with_keys,
+)
+
+__all__ = [
+    "TestAliases",
+    "TestAnswers",
+    "TestBadInput",
+    "TestCors",
+    "TestEnd",
+    "TestKeys",
+    "TestLog",
+    "TestMetrics",
+    "TestOctets",
+    "TestStart",
+    "TestTokenize",
+    "aliased",
+    "keyed",
+    "test_a_deadline_that_has_passed",
+    "test_client_that_leaves",
+    "test_signal_during_load",
+    "with_keys",
+]
