@@ -15,7 +15,7 @@ from embedserve import allocator, body, metrics, pages, schemas
 from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
-from embedserve.frame import PROBES, Cors, Frame
+from embedserve.frame import framed
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
 from embedserve.pending import Pending, Share
@@ -105,8 +105,7 @@ class Service:
         return _json(schemas.render({"status": "ok", "models": self.registry.names()}))
 
     def _openai_model(self, name: str) -> dict[str, object]:
-        repository = self.registry.find(name)[0].manifest.repository or ""
-        owner = repository.split("/")[0] or "embedserve"
+        owner = self.registry.find(name)[0].manifest.owner
         return {"id": name, "object": "model", "created": self.created, "owned_by": owner}
 
 
@@ -129,10 +128,7 @@ def create_app(
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
     router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
-    open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    routed = _shortcut(router, service)
-    framed: ASGIApp = Frame(routed, keys or Keys(None), open_paths, metrics.refused)
-    return Cors(framed, settings.cors_origins) if settings.cors_origins else framed
+    return framed(_shortcut(router, service), settings, keys or Keys(None), metrics)
 
 
 def _shortcut(router: ASGIApp, service: Service) -> ASGIApp:

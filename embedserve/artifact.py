@@ -111,6 +111,11 @@ class Manifest:
         """Whether vectors have length 1."""
         return bool(self.finishing) and self.finishing[-1].kind == "normalize"
 
+    @property
+    def owner(self) -> str:
+        """Who GET models says the model is of: the first part of its repository's name."""
+        return (self.repository or "").split("/")[0] or "embedserve"
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedserve import logs, schemas
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.keys import Keys
+from embedserve.metrics import Metrics
+from embedserve.settings import Settings
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger(logs.ACCESS)
@@ -44,6 +46,13 @@ _EXPOSED = (
 def request_ids() -> Iterator[str]:
     """Ids without end: unique across processes by their first part, within one by the second."""
     return map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
+
+
+def framed(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
+    """Put around the router what stands around every request, as settings say."""
+    open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
+    frame = Frame(app, keys, open_paths, metrics.refused)
+    return Cors(frame, settings.cors_origins) if settings.cors_origins else frame
 
 
 class Frame:

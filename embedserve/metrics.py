@@ -118,13 +118,18 @@ class ModelMetrics:
 
 
 class Metrics:
-    """All metrics of one server, every series present from the first scrape on."""
+    """All metrics of one process, every series present from the first scrape on.
+
+    A gauge without labels is there once somebody has fixed or watched it: 0 would say that this
+    process is not ready, or may hold nothing.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._made = {row.name: _make(row, self.registry) for row in METRICS}
+        self._shown: set[str] = set()  # gauges without labels
         self._models: dict[str, ModelMetrics] = {}
         # Requests that name no model we serve.
         requests: Counter = self._made["requests_total"]
@@ -148,19 +153,33 @@ class Metrics:
 
     def fix(self, name: str, value: float) -> None:
         """Set a gauge that stays as it is."""
-        self._made[name].set(value)
+        self._gauge(name).set(value)
 
     def watch(self, name: str, value: Callable[[], float]) -> None:
         """Ask for a gauge's value at each scrape."""
-        self._made[name].set_function(value)
+        self._gauge(name).set_function(value)
+
+    def value(self, name: str) -> float:
+        """Return what a gauge without labels says now."""
+        (family,) = self._made[name].collect()
+        return float(family.samples[0].value)
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""
         return generate_latest(self.registry)
 
+    def _gauge(self, name: str) -> Gauge:
+        gauge: Gauge = self._made[name]
+        if name not in self._shown:
+            self._shown.add(name)
+            self.registry.register(gauge)
+        return gauge
+
 
 def _make(row: Row, registry: CollectorRegistry) -> Any:
     name = f"embedserve_{row.name}"
+    if row.kind is Gauge and not row.labels:
+        return Gauge(name, row.help, registry=None)
     if row.kind is Histogram:
         return Histogram(name, row.help, row.labels, registry=registry, buckets=row.buckets)
     return row.kind(name, row.help, row.labels, registry=registry)

@@ -56,6 +56,7 @@ class Cluster:
     pools: dict[str, Here]
     app: ASGIApp
     whole: ASGIApp
+    metrics: Metrics
 
     def __call__(
         self, both: bool, use: Callable[[httpx.AsyncClient], Coroutine[Any, Any, Any]]
@@ -93,10 +94,12 @@ def made(artifacts: Path, keys: Keys | None = None) -> Cluster:
         {**pools, "query-2": pools["matryoshka"]},
         [],
     )
+    metrics = Metrics()
     return Cluster(
         pools,
-        front.create_app(settings, directory, keys or Keys(None), Metrics()),
+        front.create_app(settings, directory, keys or Keys(None), metrics),
         create_app(settings, ModelRegistry(models.values(), [ALIAS]), lanes=1),
+        metrics,
     )
 
 
@@ -244,6 +247,37 @@ class TestFront:
         assert answer.status_code == status
         assert len(cluster.pools["tiny"].asked) == asked
         assert status == 200 or answer.headers["retry-after"]
+        counted = cluster.metrics.nameless["not_ready"]._value.get()
+        assert counted == (status == 503), "a replica counts what it answers, the front the rest"
+
+    def test_refused_body(self, cluster: Cluster) -> None:
+        """What the front refuses it counts, and no replica is asked."""
+
+        async def ask(client: httpx.AsyncClient) -> int:
+            return (await client.post("/v1/embeddings", content=b"x")).status_code
+
+        assert cluster(True, ask) == 415
+        assert cluster.metrics.nameless["unsupported_media_type"]._value.get() == 1
+        assert not any(pool.asked for pool in cluster.pools.values())
+
+    def test_cancelled(self, cluster: Cluster) -> None:
+        """Ray cancels a request whose client has left: nobody hears of a server that ends."""
+
+        async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        cluster.pools["tiny"].app = hang
+
+        async def ask(client: httpx.AsyncClient) -> int:
+            path = "/v1/models/tiny"
+            request = asyncio.ensure_future(client.get(path))
+            while not cluster.pools["tiny"].asked:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            request.cancel()
+            return (await request).status_code
+
+        assert cluster(False, ask) == 499
 
     def test_late_replica(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         """504 when a replica does not even say that it is late, and the request is cancelled."""
@@ -321,7 +355,7 @@ class TestProxy:
         error = answer.json()["error"]
         assert error["code"] == proxy.ERRORS[status][0]
         assert answer.headers["x-request-id"].startswith("req_")
-        assert ("retry-after-ms" in answer.headers) is (status == 503)
+        assert ("retry-after-ms" in answer.headers) is (status in (429, 503))
 
     def test_nothing(self) -> None:
         """Where Ray gives no answer at all, because the replica died: 503, and when to retry."""
@@ -374,6 +408,16 @@ class TestProxy:
         assert middleware.cls is proxy.Translated  # type: ignore[comparison-overlap]
 
 
+def test_a_gauge_that_nobody_sets_is_not_there() -> None:
+    """A front has no lanes: 0 would call it not ready, not alive and out of memory."""
+    metrics = Metrics()
+    front.Front(Settings(), Directory([], [], {}, {}, []), metrics)
+    text = metrics.render().decode()
+    assert "\nembedserve_max_pending_bytes 2.56e+08\n" in text
+    for name in ("ready", "live", "lanes", "memory_limit_bytes", "max_wait_seconds"):
+        assert f"embedserve_{name}" not in text
+
+
 def test_merged_metrics() -> None:
     """Each process's series under its name; one head for each metric."""
     scrapes = {}
@@ -423,6 +467,12 @@ class TestScaling:
         metrics = {"predicted_wait": waits} if waits else {}
         context = Scaled(requests, metrics, Config)
         assert QueueWait(target_wait=0.5)(context) == (wanted, {})
+
+    @pytest.mark.parametrize("seconds", [0, -1])
+    def test_no_target(self, seconds: float) -> None:
+        """Refused when the application is deployed, not when it is scaled."""
+        with pytest.raises(ValueError, match="seconds above 0"):
+            QueueWait(target_wait=seconds)
 
 
 def _plain(status: int, media_type: bytes) -> ASGIApp:

@@ -2,13 +2,15 @@
 
 One actor on this node reads chunks one after the other; actors that hold the model turn them into
 parts, which this process writes. Ray does again what a killed worker or node had in hand; whatever
-is missing when it gives up is done in another round. A round that brings nothing ends the job.
+is missing when it gives up is done in another round, until a round brings nothing: what no worker
+comes back with ends the job once everything else is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import signal
@@ -135,13 +137,26 @@ class Cluster:
         self._cores, self._actors = cores, actors
         self.texts = self.tokens = 0
         self.place = 0.0  # chunks in work are not looked into
+        self._reason = ""  # why the last round ended early
 
     def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
-        """The part of each chunk, once. StartupError when a round brings none."""
-        rest = iter(cuts)
+        """The part of each chunk, once. StartupError for those that nobody can make."""
+        rest, given_up = iter(cuts), list[Cut]()
         while missing := {cut.number: cut for cut in islice(rest, ROUND)}:
-            while missing:
+            most, before = len(missing), math.inf
+            while 0 < len(missing) < before:
+                before = len(missing)
                 yield from self._some(missing)
+            given_up += missing.values()
+            if len(missing) == most:  # the cluster does nothing at all
+                break
+        if given_up:
+            first = given_up[0]
+            raise StartupError(
+                f"no worker came back with {len(given_up)} chunks, the first of them lines "
+                f"{first.line} to {first.next_line - 1}{self._reason}",
+                Exit.UNAVAILABLE,
+            )
 
     def close(self) -> None:
         """Leave the cluster; actors that are at work end."""
@@ -153,7 +168,6 @@ class Cluster:
         """The parts that one round brings; what they are of is taken out of `missing`."""
         import ray
 
-        before, reason = len(missing), ""
         try:
             with contextlib.closing(self._round(list(missing.values()))) as parts:
                 for part in parts:
@@ -162,14 +176,7 @@ class Cluster:
                         self.tokens += part.tokens
                         yield part
         except ray.exceptions.RayError as error:
-            reason = f": {' '.join(str(error).split())}"
-        if len(missing) == before:
-            first = next(iter(missing.values()))
-            raise StartupError(
-                f"the cluster finished none of {before} chunks, the first from line {first.line} "
-                f"to {first.next_line - 1}{reason}",
-                Exit.UNAVAILABLE,
-            )
+            self._reason = f": {' '.join(str(error).split())}"
 
     def _round(self, cuts: list[Cut]) -> Generator[Part, None, None]:
         """One run of Ray Data over some chunks; a block is a chunk."""
@@ -220,6 +227,7 @@ def open_cluster(
     _join(ray, address, {"working_dir": str(directory)} if artifacts_by == "working-dir" else {})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a chunk that is given up does not end the round of others
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     cores = task.settings.lanes or min((count for count in cpus if count), default=1)
     actors = sum(count // cores for count in cpus)

@@ -52,21 +52,27 @@ def build(args: dict[str, Any]) -> serve.Application:
     pools = {}
     for spec in specs:
         served = Served(spec, [a for a in aliases if a.model == spec.name], names)
-        deployment = _deployment(Replica, spec.name, settings, max(1, settings.lanes))
+        deployment = _deployment(
+            Replica, spec.name, settings, max(1, settings.lanes), int(settings.provider == "cuda")
+        )
         pools[spec.name] = deployment.bind(served, arguments.artifacts, settings)
-    owners = {spec.name: _owner(artifacts / spec.name) for spec in specs}
+    owners = {spec.name: artifact.read(artifacts / spec.name).owner for spec in specs}
     owners |= {alias.name: owners[alias.model] for alias in aliases}
     of = {alias.name: alias.model for alias in aliases}
     front = _deployment(serve.ingress()(Ingress), FRONT, settings, 0.5)
     return front.bind(settings, names, models, owners, of, pools)
 
 
-def _deployment(cls: type, name: str, settings: Settings, cores: float) -> serve.Deployment:
+def _deployment(
+    cls: type, name: str, settings: Settings, cores: float, gpus: int = 0
+) -> serve.Deployment:
     """Defaults of a deployment, which the configuration file may override by its name."""
     return serve.deployment(cls).options(
         name=name,
         max_ongoing_requests=MOST_REQUESTS,
-        ray_actor_options={"num_cpus": cores},
+        ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
+        # Changed code or args: the new ones are ready before the old ones go.
+        max_surge_percent=100,
         # A replica that ends is asked nothing more, and answers what it has.
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=settings.drain_seconds,
@@ -98,8 +104,3 @@ def _settings(configuration: Config, arguments: Arguments, path: Path) -> Settin
     if settings.tracing:
         raise StartupError("tracing = true; there are no spans over Ray Serve")
     return settings
-
-
-def _owner(directory: Path) -> str:
-    repository = artifact.read(directory).repository or ""
-    return repository.split("/")[0] or "embedserve"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from embedserve.app import EMBEDDINGS
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.scrape import merge
 from embedserve.errors import ClientLeftError, RequestError
-from embedserve.frame import PROBES, Cors, Frame
+from embedserve.frame import framed
 from embedserve.keys import Keys
 from embedserve.metrics import CONTENT_TYPE, Metrics
 from embedserve.pending import Pending, Share
+from embedserve.presence import late
 from embedserve.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # A replica answers 504 itself; where it cannot, so much later the front does.
 LATE_SECONDS = 1.0
@@ -81,22 +85,33 @@ class Front:
     def __init__(self, settings: Settings, directory: Directory, metrics: Metrics) -> None:
         self._settings = settings
         self._directory = directory
+        self._metrics = metrics
         self._created = int(time.time())
         self._pending = Pending(settings.max_pending_mb * 1_000_000)
         metrics.watch("pending_bytes", lambda: self._pending.bytes)
+        metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
 
     async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST embeddings and tokenize: to the pool of the body's `model`, as an endpoint."""
+        """POST embeddings and tokenize: to the pool of the body's `model`, as an endpoint.
+
+        Requests that a replica answers are counted there, the others here.
+        """
         headers = body.headers(scope)
         share = Share(self._pending)
+        outcomes = self._metrics.nameless
         try:
             content = await body.read(receive, headers, self._settings, share)
             answer = await self._ask(
                 self._directory.pool(schemas.named_model(content)), scope, content
             )
+            share.add(len(answer.body))
             await _send(answer, scope, send)
-        except asyncio.CancelledError:  # Ray's, when the client has closed its connection
-            raise ClientLeftError from None
+        except (asyncio.CancelledError, ClientLeftError):
+            outcomes["cancelled"].inc()
+            raise
+        except Exception as error:
+            outcomes[error.code if isinstance(error, RequestError) else "internal_error"].inc()
+            raise
         finally:
             share.release()
 
@@ -122,7 +137,8 @@ class Front:
 
     async def get_metrics(self, request: HttpRequest) -> Response:
         scrapes = await asyncio.gather(*(p.metrics() for p in self._directory.processes))
-        content = merge({name: text for scrape in scrapes for name, text in scrape.items()})
+        texts = {name: text for scrape in scrapes for name, text in scrape.items()}
+        content = await asyncio.to_thread(merge, texts)  # milliseconds for each process
         return Response(content, media_type=CONTENT_TYPE)
 
     async def live(self, request: HttpRequest) -> Response:
@@ -152,17 +168,26 @@ class Front:
             async with asyncio.timeout(seconds + LATE_SECONDS):
                 return await _twice(pool, request)
         except TimeoutError:
-            message = "the request's deadline passed before its answer"
-            raise RequestError("deadline_exceeded", message) from None
+            raise late() from None
 
 
 def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Build the ingress application: the routes and frame of `embedserve serve`."""
     front = Front(settings, directory, metrics)
     router = Router(routes(front, settings), redirect_slashes=False)
-    open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    framed: ASGIApp = Frame(router, keys, open_paths, metrics.refused)
-    return _at_root(Cors(framed, settings.cors_origins) if settings.cors_origins else framed)
+    return _at_root(framed(_leaving(router), settings, keys, metrics))
+
+
+def _leaving(app: ASGIApp) -> ASGIApp:
+    """Ray cancels a request whose client has closed its connection."""
+
+    async def left(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            raise ClientLeftError from None
+
+    return left
 
 
 def _at_root(app: ASGIApp) -> ASGIApp:
@@ -208,8 +233,8 @@ async def _twice(pool: Pool, request: Request) -> Answer:
     """Ask again once when a replica is lost: what ends every process that runs it ends two."""
     try:
         return await pool.ask(request)
-    except LostError:
-        pass
+    except LostError as error:
+        log.warning("a replica was lost with a request, another is asked: %r", error.__cause__)
     try:
         return await pool.ask(request)
     except LostError:

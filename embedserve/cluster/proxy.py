@@ -22,9 +22,11 @@ _AGAIN = {"Retry-After": "1", "retry-after-ms": "1000"}
 ERRORS: Mapping[int, tuple[str, str]] = {
     404: ("unknown_url", "no application of this cluster has this URL"),
     408: ("deadline_exceeded", "the request took longer than the proxy's request_timeout_s"),
+    429: ("queue_full", "too many requests wait for a front"),
     503: ("not_ready", "no replica can take the request now"),
 }
-_LOST = RequestError("not_ready", "the process that had the request is gone", headers=_AGAIN)
+_PASSING = ("not_ready", "queue_full")
+_LOST = RequestError("not_ready", "the process that had the request gave no answer", headers=_AGAIN)
 
 
 class Translated:
@@ -74,4 +76,4 @@ def _error(status: int, headers: Iterable[Sequence[bytes]]) -> RequestError | No
     if not text or status not in ERRORS:
         return None
     code, message = ERRORS[status]
-    return RequestError(code, message, headers=_AGAIN if code == "not_ready" else {})
+    return RequestError(code, message, headers=_AGAIN if code in _PASSING else {})

@@ -49,7 +49,7 @@ class Replica:
         model, _ = registry.load_model(
             served.spec, Path(artifacts) / served.spec.name, settings.provider, cores
         )
-        lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
+        lanes = PROVIDERS[settings.provider].lanes or cores
         self._readiness, self._metrics = Readiness(), Metrics()
         self._app = create_app(
             settings,
@@ -71,9 +71,7 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray where the deployment scales: what scaling.QueueWait asks for."""
-        seconds = self._metrics.registry.get_sample_value("embedserve_predicted_wait_seconds")
-        assert seconds is not None
-        return {PREDICTED_WAIT: seconds}
+        return {PREDICTED_WAIT: self._metrics.value("predicted_wait_seconds")}
 
     async def check_health(self) -> None:
         """RuntimeError when a lane does not come back: Ray starts another replica then."""

@@ -26,6 +26,8 @@ class QueueWait:
     """
 
     def __init__(self, target_wait: float = 0.5) -> None:
+        if target_wait <= 0:
+            raise ValueError(f"target_wait is {target_wait}; seconds above 0")
         self._target_wait = target_wait
 
     def __call__(self, context: Context) -> tuple[float, dict[str, Any]]:

@@ -65,6 +65,11 @@ def in_flight(url: str) -> float:
     return sum(values(url, "requests_in_flight", model=MINILM).values())
 
 
+def lost(ray_serve: Serving) -> int:
+    """How often a front has asked another replica so far."""
+    return ray_serve.log().count("a replica was lost with a request")
+
+
 class TestVectors:
     """The bits of `embedserve serve`, whichever node answers."""
 
@@ -153,7 +158,9 @@ class TestKilled:
                 clients.wait_for(16)
         _say(capsys, "3 replicas killed", clients)
         assert clients.failures == []
+        assert clients.retries == []
         assert _same_every_time(clients)
+        assert lost(ray_serve) > 0, "no request was in a replica that was killed"
 
     def test_front(self, ray_serve: Serving, capsys: pytest.CaptureFixture[str]) -> None:
         """What a front had is answered with 503 and when to come again."""
@@ -204,6 +211,7 @@ class TestScaling:
             options = {"ray_actor_options": {"num_cpus": 1}, "num_replicas": count}
             return ray_serve.deploy("drained", ARGS, {"name": deployment, **options}, *others)
 
+        before = lost(ray_serve)
         with traffic(scale(3), BODIES) as clients:
             for count in (1, 3, 1):
                 scale(count)
@@ -212,20 +220,22 @@ class TestScaling:
         _say(capsys, f"3 -> 1 -> 3 -> 1 replicas of {deployment}", clients)
         assert clients.failures == []
         assert clients.retries == []
+        assert lost(ray_serve) == before
         assert _same_every_time(clients)
 
     def test_upgrade(self, ray_serve: Serving, capsys: pytest.CaptureFixture[str]) -> None:
         """Other args: every process is replaced in turn, under traffic."""
-        deployments = [one_core(num_replicas=2), {"name": "front", "num_replicas": 2}]
+        deployments = [one_core(), {"name": "front", "num_replicas": 2}]
         url = ray_serve.deploy("upgraded", ARGS, *deployments)
-        old = _pids(ray_serve, "upgraded")
+        old, before = _pids(ray_serve, "upgraded"), lost(ray_serve)
         with traffic(url, BODIES) as clients:
             ray_serve.deploy("upgraded", {**ARGS, "settings": {"max_wait": 20.0}}, *deployments)
             until(lambda: not old & _pids(ray_serve, "upgraded"))
             clients.wait_for(16)
-        _say(capsys, "2 + 2 replicas upgraded", clients)
+        _say(capsys, "1 + 2 replicas upgraded", clients)
         assert clients.failures == []
         assert clients.retries == []
+        assert lost(ray_serve) == before
         assert _same_every_time(clients)
 
     @pytest.mark.parametrize("signal", ["requests", "wait"])
@@ -363,6 +373,15 @@ class TestClients:
             assert part in line
         assert "d d d" not in ray_serve.log()
         assert "secret" not in line
+
+    def test_metrics(self, server: Application, ray_serve: Serving) -> None:
+        """Each process says of itself only what it has: the rules of deploy/prometheus hold."""
+        path = httpx.URL(server.url).path
+        text = get(ray_serve.url, f"{path}/metrics").text
+        ready = dict(re.findall(r'embedserve_ready{replica="(.*)"} (.*)', text))
+        assert {name.partition("#")[0] for name in ready} == {"tiny", "matryoshka"}
+        assert set(ready.values()) == {"1.0"}
+        assert 'embedserve_pending_bytes{replica="front#' in text
 
     def test_readiness(self, server: Application, ray_serve: Serving) -> None:
         """/readyz asks a replica of every model; Ray's own health is beside it."""
