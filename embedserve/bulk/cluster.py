@@ -2,8 +2,8 @@
 
 One actor on this node reads chunks one after the other; actors that hold the model turn them into
 parts, which this process writes. Ray does again what a killed worker or node had in hand; whatever
-is missing when it gives up is done in another round, until a round brings nothing: what no worker
-comes back with ends the job once everything else is done.
+is missing when it gives up is done in another round, until a round brings nothing, then alone: what
+no worker comes back with ends the job once everything else is done.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ ROUND = 5000
 IN_HAND, AT_WORK = 4, 2
 # How often Ray gives a chunk to another worker when one died with it; otherwise it never ends.
 RETRIES = 3
+# So many chunks of which a round brings none may all be in the hands of workers that one kills.
+ALONE = 64
 REACH_SECONDS = 10.0
 
 # Ray Data's rows: a cut's fields; then one column of objects, a chunk or a part, or why there is
@@ -146,10 +148,13 @@ class Cluster:
             most, before = len(missing), math.inf
             while 0 < len(missing) < before:
                 before = len(missing)
-                yield from self._some(missing)
-            given_up += missing.values()
-            if len(missing) == most:  # the cluster does nothing at all
+                yield from self._some(list(missing.values()), missing)
+            if len(missing) == most > ALONE:  # the cluster does nothing at all
+                given_up += missing.values()
                 break
+            for cut in list(missing.values()):  # which of them is it that workers die of?
+                yield from self._some([cut], missing)
+            given_up += missing.values()
         if given_up:
             first = given_up[0]
             raise StartupError(
@@ -164,12 +169,12 @@ class Cluster:
 
         ray.shutdown()
 
-    def _some(self, missing: dict[int, Cut]) -> Iterator[Part]:
+    def _some(self, cuts: list[Cut], missing: dict[int, Cut]) -> Iterator[Part]:
         """The parts that one round brings; what they are of is taken out of `missing`."""
         import ray
 
         try:
-            with contextlib.closing(self._round(list(missing.values()))) as parts:
+            with contextlib.closing(self._round(cuts)) as parts:
                 for part in parts:
                     if missing.pop(part.cut.number, None):
                         self.texts += part.cut.rows - len(part.bad)

@@ -22,4 +22,5 @@ class Deadly(cluster.Embed):
 
 if __name__ == "__main__":
     cluster.Embed = Deadly  # type: ignore[misc]
+    cluster.ROUND, cluster.ALONE = 5, 4  # several rounds, as of a file of millions of rows
     main()

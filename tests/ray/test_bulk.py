@@ -175,7 +175,7 @@ class TestKilled:
 def test_a_chunk_that_kills_its_workers(
     tmp_path: Path, flags: list[str | Path], cluster: Cluster
 ) -> None:
-    """All others are done, then the job ends and says where it lies; mended, it goes on."""
+    """All others are done, in later rounds, too; then it is named; mended, the job goes on."""
     rows = [{"text": "a b"}] * 100
     path = write(tmp_path / "in.jsonl", [*rows[:43], {"text": "deadly"}, *rows[44:]])
     there, here = tmp_path / "there.npy", tmp_path / "here.npy"
