@@ -104,7 +104,6 @@ class Front:
             answer = await self._ask(
                 self._directory.pool(schemas.named_model(content)), scope, content
             )
-            share.add(len(answer.body))
             await _send(answer, scope, send)
         except (asyncio.CancelledError, ClientLeftError):
             outcomes["cancelled"].inc()
