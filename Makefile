@@ -90,9 +90,8 @@ test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported
 	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
-test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed .venv-reference/.installed
-	NOMIC_REFERENCE_PYTHON=$(CURDIR)/.venv-reference/bin/python \
-	  .venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
+test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed
+	.venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults --ignore=tests/otel
 
 image:  ## the server's image: podman, docker or buildah
@@ -151,11 +150,11 @@ lock:  ## write the lock files anew (needs uv)
 	    --no-header --no-annotate requirements/$$name.in \
 	    | awk '/^[a-z]/ {kept = !/^(torch|triton|nvidia-|cuda-)/} kept' > requirements/$$name.txt; \
 	done
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-	  requirements/reference.in | grep -vE '^(torch|triton|nvidia-|cuda-)' > requirements/reference.txt
+	uv pip compile --quiet --upgrade --no-deps --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate requirements/optimum.in -o requirements/optimum.txt
 
 clean:
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-reference .venv-bench .venv-observe \
+	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-bench .venv-observe \
 	  artifacts build embedserve.egg-info
 
 .venv/.installed: $(SERVE_LOCK) pyproject.toml
@@ -192,19 +191,15 @@ clean:
 	.venv-observe/bin/python $(PIP_INSTALL) --require-hashes -r requirements/observe.txt
 	@touch $@
 
-# transformers 5 beside the export environment's 4: the reference of nomic_bert.
-.venv-reference/.installed: requirements/reference.txt requirements/export.in
-	$(PYTHON) -m venv .venv-reference
-	.venv-reference/bin/python $(PIP_TORCH)
-	.venv-reference/bin/python $(PIP_INSTALL) -r requirements/reference.txt
-	@touch $@
-
 # torch alone from its index, so that nothing else can come from there; then the rest, which is whole
-# but for torch and what its CUDA build asks for: nothing else may be resolved.
-.venv-export/.installed: requirements/export.txt requirements/export.in pyproject.toml
-	$(PYTHON) -m venv .venv-export
+# but for torch and what its CUDA build asks for: nothing else may be resolved. optimum's own versions
+# go into a folder beside the packages (export/optimum_process.py): torch is there once.
+.venv-export/.installed: requirements/export.txt requirements/export.in requirements/optimum.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-export
 	.venv-export/bin/python $(PIP_TORCH)
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/export.txt
+	.venv-export/bin/python $(PIP_INSTALL) --no-deps --require-hashes --target .venv-export/optimum \
+	  -r requirements/optimum.txt
 	.venv-export/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
 
