@@ -171,12 +171,14 @@ def _wishes(spec: ModelSpec) -> dict[str, Any]:
     values = {
         "repository": spec.repository,
         "revision": spec.revision,
-        "package": asdict(spec.package) if spec.package else None,
+        "package": [asdict(package) for package in spec.package],
         "sha256": dict(spec.sha256),
         "finishing": spec.finishing,
         "matryoshka": spec.matryoshka,
         "prompts": None if spec.prompts is None else dict(spec.prompts),
         "precision": spec.precision,
+        "max_tokens": spec.max_tokens,
+        "task": spec.task,
         "recipe": RECIPE,
     }
     decoded: dict[str, Any] = json.loads(json.dumps(values))

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "sentence-transformers before it is published.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all that can be had"
+        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all but the optional"
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
@@ -83,7 +83,12 @@ def _choose(models: Mapping[str, ModelSpec], names: Sequence[str], path: Path) -
     for name in names:
         if name not in models:
             raise StartupError(f"{name}: not in {path}; one of {', '.join(models)}", Exit.USAGE)
-    return [models[name] for name in dict.fromkeys(names or models)]
+    chosen = names or [name for name, spec in models.items() if not spec.optional]
+    if not chosen:
+        raise StartupError(
+            f"{path}: every model is optional; name one of {', '.join(models)}", Exit.USAGE
+        )
+    return [models[name] for name in dict.fromkeys(chosen)]
 
 
 def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, Path]:
