@@ -15,17 +15,19 @@ def limit(spec: ModelSpec, own: int, directory: Path) -> int:
     """
     wish = own if spec.max_tokens is None else spec.max_tokens
     if wish > own:
-        raise _refused(spec, "max_tokens", wish, f"{directory} says at most {own} tokens")
+        raise StartupError(
+            f"models.toml: [models.{spec.name}] max_tokens = {wish}; the files in {directory} "
+            f"say at most {own}",
+            Exit.CONFIG,
+        )
     return wish
 
 
 def refuse_task(spec: ModelSpec, model_type: str) -> None:
     """Refuse a task for a model that was not trained for several. StartupError (78)."""
     if spec.task is not None:
-        raise _refused(spec, "task", spec.task, f"a {model_type} model has no tasks; remove it")
-
-
-def _refused(spec: ModelSpec, key: str, value: object, why: str) -> StartupError:
-    return StartupError(
-        f"models.toml: [models.{spec.name}] {key} = {shown(value)}; {why}", Exit.CONFIG
-    )
+        raise StartupError(
+            f"models.toml: [models.{spec.name}] task = {shown(spec.task)}; a {model_type} model "
+            "has no tasks; remove the key",
+            Exit.CONFIG,
+        )
