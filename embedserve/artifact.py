@@ -79,7 +79,8 @@ class Manifest:
 
     hidden_size is h of the graph's output (b, t, h); dimension is that of the final vector.
     max_tokens counts special tokens. masked_up_to is set by graphs with two attention paths:
-    sequences longer than this many tokens must run in passes without padding.
+    sequences longer than this many tokens must run in passes without padding. converted_from:
+    path -> sha256 of the pickles that the weights were converted from.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Manifest:
     parity: Parity | None = None
     tables: tuple[Table, ...] = ()
     files: Mapping[str, FileRecord] = field(default_factory=dict)
+    converted_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def normalized(self) -> bool:
@@ -136,7 +138,10 @@ _NOT_IN_FINGERPRINT = (
     "parity",
     "tables",
     "files",
+    "converted_from",
 )
+# Keys that stand in manifest.json only where they say something: older versions know them not.
+_OPTIONAL: Mapping[str, Any] = {"converted_from": {}}
 
 
 def fingerprint(manifest: Manifest) -> str:
@@ -163,7 +168,9 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     files = {n: FileRecord(sha256(directory / n), (directory / n).stat().st_size) for n in names}
     manifest = replace(manifest, files=files)
     manifest = replace(manifest, fingerprint=fingerprint(manifest))
-    text = json.dumps(asdict(manifest), indent=2)
+    value = asdict(manifest)
+    said = {k: v for k, v in value.items() if k not in _OPTIONAL or v != _OPTIONAL[k]}
+    text = json.dumps(said, indent=2)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
 
@@ -188,7 +195,7 @@ def read(directory: Path) -> Manifest:
         raise StartupError(
             f"{path}: format is {found!r}, this version reads {FORMAT}; export the model again"
         )
-    manifest: Manifest = _decode(Manifest, value, str(path))
+    manifest: Manifest = _decode(Manifest, {**_OPTIONAL, **value}, str(path))
     _check_choices(manifest, path)
     if fingerprint(manifest) != manifest.fingerprint:
         raise StartupError(f"{path}: fingerprint does not match its content; export again")

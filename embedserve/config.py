@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A wheel on the package index that carries a model's files."""
+    """A wheel on the package index that carries a model's files, or one part of them."""
 
     name: str
     version: str
@@ -32,19 +32,25 @@ class Package:
 class ModelSpec:
     """One table of models.toml: where a model comes from, and what the operator wishes.
 
+    `package`: one wheel with the files, or several with the parts of one archive, in their order.
     `sha256` maps a file of the model to its digest. `finishing`, `matryoshka` and `prompts` say
-    what the model's card says and its files do not; None: the files say it.
+    what the model's card says and its files do not; None: the files say it. `max_tokens` is a
+    limit below the files' own. `task` chooses one of the tasks that the model was trained for.
+    `optional`: exported only by name, and served when it has an artifact.
     """
 
     name: str
     repository: str | None = None
     revision: str | None = None
-    package: Package | None = None
+    package: tuple[Package, ...] = ()
     sha256: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     finishing: tuple[str, ...] | None = None
     matryoshka: tuple[int, ...] | None = None
     prompts: Mapping[str, str] | None = None
     precision: str = "fp32"
+    max_tokens: int | None = None
+    task: str | None = None
+    optional: bool = False
     accept_token_ids: bool = False
 
 
@@ -111,8 +117,8 @@ def _alias(name: str, table: Any, models: Mapping[str, ModelSpec], path: Path) -
     prompt_name, dimensions = table.get("prompt_name"), table.get("dimensions")
     if prompt_name is not None and not isinstance(prompt_name, str):
         raise StartupError(f"{where} prompt_name = {shown(prompt_name)}; a string")
-    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
-        raise StartupError(f"{where} dimensions = {shown(dimensions)}; an integer from 1")
+    if dimensions is not None:
+        _positive("dimensions")(dimensions, where)
     return Alias(name, table["model"], prompt_name, dimensions)
 
 
@@ -123,6 +129,16 @@ def _string(key: str, pattern: re.Pattern[str], accepted: str) -> Callable[[Any,
         return value
 
     return check
+
+
+def _packages(value: Any, where: str) -> tuple[Package, ...]:
+    """One table, or several as [[models.NAME.package]]."""
+    entries = value if isinstance(value, list) else [value]
+    packages = tuple(_package(entry, where) for entry in entries)
+    if len({package.name for package in packages}) != len(packages) or not packages:
+        found = ", ".join(package.name for package in packages) or "none"
+        raise StartupError(f"{where} package names {found}; each wheel once")
+    return packages
 
 
 def _package(value: Any, where: str) -> Package:
@@ -170,23 +186,39 @@ def _prompts(value: Any, where: str) -> Mapping[str, str]:
     return MappingProxyType(dict(table))
 
 
-def _boolean(value: Any, where: str) -> bool:
-    if type(value) is not bool:
-        raise StartupError(f"{where} accept_token_ids = {shown(value)}; true or false")
-    return value
+def _boolean(key: str) -> Callable[[Any, str], bool]:
+    def check(value: Any, where: str) -> bool:
+        if type(value) is not bool:
+            raise StartupError(f"{where} {key} = {shown(value)}; true or false")
+        return value
+
+    return check
 
 
+def _positive(key: str) -> Callable[[Any, str], int]:
+    def check(value: Any, where: str) -> int:
+        if type(value) is not int or value < 1:
+            raise StartupError(f"{where} {key} = {shown(value)}; an integer from 1")
+        return value
+
+    return check
+
+
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "repository": _string("repository", _REPOSITORY, "owner/name"),
     "revision": _string("revision", _REVISION, "a commit of 40 hexadecimal digits, no branch"),
-    "package": _package,
+    "package": _packages,
     "sha256": _digests,
     "finishing": _finishing,
     "matryoshka": _matryoshka,
     "prompts": _prompts,
     "precision": _string("precision", re.compile("|".join(PRECISIONS)), " or ".join(PRECISIONS)),
-    "accept_token_ids": _boolean,
+    "max_tokens": _positive("max_tokens"),
+    "task": _string("task", _TASK, "a name of 1 to 64 letters, digits, '.', '_' and '-'"),
+    "optional": _boolean("optional"),
+    "accept_token_ids": _boolean("accept_token_ids"),
 }
 
 

@@ -117,6 +117,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
     if read:
         attempt(lambda: choose(known.models, names, artifacts, settings.skip_missing))
     models = [_model(artifacts / n) for n in known.models if not names or n in names]
+    models = [m for m in models if m.present or names or not known.models[m.name].optional]
     # A missing artifact is `choose`'s to judge: some may be.
     problems += [m.problem for m in models if m.problem and m.present]
     attempt(lambda: backend.check_available(backend.PROVIDERS[settings.provider]))

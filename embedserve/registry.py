@@ -187,7 +187,10 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, 
 def choose(
     models: Mapping[str, ModelSpec], names: Iterable[str], artifacts: Path, skip_missing: bool
 ) -> list[ModelSpec]:
-    """Return the models to serve: those named, else all; or all that have an artifact."""
+    """Return the models to serve: those named, else all; or all that have an artifact.
+
+    An optional model that has none is left out, unless it is named.
+    """
     names = list(names)
     for name in names:
         if name not in models:
@@ -195,17 +198,20 @@ def choose(
                 f"--model {name}: not in models.toml; one of {', '.join(models)}", Exit.USAGE
             )
     chosen = [spec for name, spec in models.items() if not names or name in names]
-    missing = [s.name for s in chosen if not (artifacts / s.name / artifact.MANIFEST).exists()]
-    if missing and (not skip_missing or names or len(missing) == len(chosen)):
+    present = [s for s in chosen if (artifacts / s.name / artifact.MANIFEST).exists()]
+    missing = [s for s in chosen if s not in present]
+    required = [s for s in missing if names or not s.optional]
+    if not present or (required and (names or not skip_missing)):
+        name = (required or missing)[0].name
         raise StartupError(
-            f"{artifacts / missing[0] / artifact.MANIFEST}: no such file; make it with "
-            f"`python -m export {missing[0]}`, or serve fewer models with --model NAME or "
+            f"{artifacts / name / artifact.MANIFEST}: no such file; make it with "
+            f"`python -m export {name}`, or serve fewer models with --model NAME or "
             "--skip-missing",
             Exit.NOINPUT,
         )
-    for name in missing:
-        log.warning("model %s: not served, it has no artifact in %s", name, artifacts)
-    return [spec for spec in chosen if spec.name not in missing]
+    for spec in required:
+        log.warning("model %s: not served, it has no artifact in %s", spec.name, artifacts)
+    return present
 
 
 def register_metrics(registry: ModelRegistry, worker: Worker, metrics: Metrics) -> None:

@@ -23,7 +23,8 @@ from embedserve import artifact
 from embedserve.artifact import Manifest, Step
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import sources
+from export import pickles, sources
+from export.pickles import Converted
 
 Progress = Callable[[str], None]
 
@@ -50,9 +51,16 @@ class Result:
 
 
 def export(
-    spec: ModelSpec, out: Path, from_dir: Path | None, force: bool, progress: Progress
+    spec: ModelSpec,
+    out: Path,
+    from_dir: Path | None,
+    force: bool,
+    progress: Progress,
+    convert_pickle: bool = False,
 ) -> Result:
     """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
+
+    `convert_pickle`: weights that are only there as a pickle are converted (export/pickles.py).
 
     Publishes a verified artifact by rename or nothing at all. StartupError otherwise; 73 when
     `out` cannot be written, saying whether the new artifact is in its place.
@@ -64,7 +72,7 @@ def export(
             if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
                 return Result(manifest, True, time.monotonic() - start)
             with _scratch(home) as scratch:
-                result = _make(spec, scratch, from_dir, progress)
+                result = _make(spec, scratch, from_dir, progress, convert_pickle)
                 _publish(scratch / spec.name, out / spec.name, scratch)
                 outcome = "the new artifact is in its place"
                 _sync(out)
@@ -86,13 +94,18 @@ class _Made:
     wishes: dict[str, Any]
 
 
-def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progress) -> _Made:
-    source = sources.open(spec, from_dir, scratch, progress)
-    files = sources.digests(source.directory)
+def _make(
+    spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progress, convert_pickle: bool
+) -> _Made:
+    source = sources.open(spec, from_dir, scratch, progress, convert_pickle)
+    converted = Converted(source.directory, {})
+    if convert_pickle:
+        converted = pickles.convert(source.directory, scratch, progress)
+    files = sources.digests(source.directory, pickles=bool(converted.origins))
     progress(f"files from {source.origin}; loading the libraries")
     from export import facts, graph, pooling_graph, tokenizer, verify
 
-    found = facts.read(source.directory, spec)
+    found = facts.read(converted.directory, spec)
     stage = scratch / spec.name
     stage.mkdir()
     progress("exporting graph")
@@ -100,8 +113,9 @@ def _make(spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progr
     pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
     tokenizer.export(found, stage)
     manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written)
+    manifest = replace(manifest, converted_from=converted.origins)
     progress("comparing with sentence-transformers")
-    parity, golden = verify.compare(stage, source.directory, found, manifest)
+    parity, golden = verify.compare(stage, converted.directory, found, manifest)
     artifact.write_golden(stage, golden)
     manifest = artifact.write(stage, replace(manifest, parity=parity))
     artifact.check_files(stage, artifact.read(stage))
@@ -171,12 +185,14 @@ def _wishes(spec: ModelSpec) -> dict[str, Any]:
     values = {
         "repository": spec.repository,
         "revision": spec.revision,
-        "package": asdict(spec.package) if spec.package else None,
+        "package": [asdict(package) for package in spec.package],
         "sha256": dict(spec.sha256),
         "finishing": spec.finishing,
         "matryoshka": spec.matryoshka,
         "prompts": None if spec.prompts is None else dict(spec.prompts),
         "precision": spec.precision,
+        "max_tokens": spec.max_tokens,
+        "task": spec.task,
         "recipe": RECIPE,
     }
     decoded: dict[str, Any] = json.loads(json.dumps(values))
@@ -200,8 +216,9 @@ def _up_to_date(spec: ModelSpec, out: Path, from_dir: Path | None) -> Manifest |
     files = record.pop("files", None) if isinstance(record, dict) else None
     if record != expected or manifest.name != spec.name:
         return None
-    if from_dir is not None and from_dir.is_dir() and sources.digests(from_dir) != files:
-        return None
+    if from_dir is not None and from_dir.is_dir():
+        own = sources.digests(from_dir, pickles=bool(manifest.converted_from))
+        return manifest if own == files else None
     return manifest
 
 

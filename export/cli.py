@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are one line on standard error."""
     options = _parser().parse_args(arguments)
     try:
+        if options.convert_pickle and not options.names:
+            raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
         specs = _choose(config.read(options.models).models, options.names, options.models)
         directories = _directories(specs, options.source)
-        outcomes = [
-            _export(spec, options.out, directories.get(spec.name), options.force) for spec in specs
-        ]
+        outcomes = [_export(spec, options, directories.get(spec.name)) for spec in specs]
     except StartupError as error:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "sentence-transformers before it is published.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all that can be had"
+        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all but the optional"
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--force", action="store_true", help="export again what is already up to date"
+    )
+    parser.add_argument(
+        "--convert-pickle",
+        action="store_true",
+        help="convert weights that are only there as a pickle, which can run code when it is read: "
+        "in a confined process, and only tensors",
     )
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
     return parser
@@ -83,7 +89,12 @@ def _choose(models: Mapping[str, ModelSpec], names: Sequence[str], path: Path) -
     for name in names:
         if name not in models:
             raise StartupError(f"{name}: not in {path}; one of {', '.join(models)}", Exit.USAGE)
-    return [models[name] for name in dict.fromkeys(names or models)]
+    chosen = names or [name for name, spec in models.items() if not spec.optional]
+    if not chosen:
+        raise StartupError(
+            f"{path}: every model is optional; name one of {', '.join(models)}", Exit.USAGE
+        )
+    return [models[name] for name in dict.fromkeys(chosen)]
 
 
 def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, Path]:
@@ -102,7 +113,8 @@ def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, P
     return {spec.name: source / spec.name for spec in specs}
 
 
-def _export(spec: ModelSpec, out: Path, source: Path | None, force: bool) -> Outcome:
+def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -> Outcome:
+    out: Path = options.out
     start = time.monotonic()
 
     def progress(message: str) -> None:
@@ -110,7 +122,7 @@ def _export(spec: ModelSpec, out: Path, source: Path | None, force: bool) -> Out
         print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
     try:
-        result = build.export(spec, out, source, force, progress)
+        result = build.export(spec, out, source, options.force, progress, options.convert_pickle)
     except StartupError as error:
         print(f"{spec.name}: {error}", file=sys.stderr)
         return Outcome(spec.name, error=error)

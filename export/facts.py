@@ -15,7 +15,7 @@ import tokenizers
 
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import modules
+from export import modules, wishes
 from export.files import Json, check_keys, inside, integer, load, refuse_pickle, refused
 from export.modules import Finish
 
@@ -28,7 +28,8 @@ class Facts:
     """All that a model's files, and the operator's wishes beside them, say about its vectors.
 
     `directory` holds config.json, weights and tokenizer; hidden_size is that of its token
-    embeddings, dimension that of the final vector; max_tokens counts special tokens.
+    embeddings, dimension that of the final vector; max_tokens counts special tokens, and own_limit
+    is what it is without the wish for a lower one.
     """
 
     directory: Path
@@ -37,6 +38,7 @@ class Facts:
     dimension: int
     vocabulary: int
     max_tokens: int
+    own_limit: int
     pooling: tuple[str, ...]
     finishing: tuple[Finish, ...]
     matryoshka: tuple[int, ...]
@@ -59,13 +61,16 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
     prompts, default_prompt_name = _prompts(directory / "config_sentence_transformers.json", spec)
     tokenizer_config = _tokenizer_config(root / "tokenizer_config.json")
     finishing = _with_wishes(finishing, spec)
+    own_limit = _max_tokens(sentence, tokenizer_config, config, root)
+    wishes.refuse_task(spec, config["model_type"])
     return Facts(
         directory=root,
         model_type=config["model_type"],
         hidden_size=hidden_size,
         dimension=dimension,
         vocabulary=integer(config, "vocab_size", root / "config.json"),
-        max_tokens=_max_tokens(sentence, tokenizer_config, config, root),
+        max_tokens=wishes.limit(spec, own_limit, root),
+        own_limit=own_limit,
         pooling=pooling,
         finishing=finishing,
         matryoshka=_matryoshka(spec, dimension),

@@ -11,7 +11,8 @@ from embedserve.errors import Exit, StartupError
 
 Json = dict[str, Any]
 
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "tf_model.h5")
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_PICKLES = (PICKLE, PICKLE_INDEX, "model.pt", "tf_model.h5")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -70,4 +71,11 @@ def refuse_pickle(directory: Path) -> None:
         return
     pickles = [name for name in _PICKLES if (directory / name).exists()]
     what = f"only {pickles[0]}, which can run code when read" if pickles else "no such file"
-    raise refused(f"{directory / WEIGHTS[0]}: {what}; weights are accepted as safetensors")
+    how = " (--convert-pickle NAME converts it)" if has_pickle_alone(directory) else ""
+    raise refused(f"{directory / WEIGHTS[0]}: {what}; weights are accepted as safetensors{how}")
+
+
+def has_pickle_alone(directory: Path) -> bool:
+    """Whether a module has a pickle that can be converted, and no safetensors."""
+    has_weights = any((directory / name).is_file() for name in WEIGHTS)
+    return not has_weights and any((directory / n).is_file() for n in (PICKLE, PICKLE_INDEX))

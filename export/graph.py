@@ -192,7 +192,7 @@ def _check_positions(model: Any, facts: Facts) -> None:
         if facts.max_tokens > room:
             raise StartupError(
                 f"{facts.directory}: the limit is {facts.max_tokens} tokens, and the model has "
-                f"positions for {room}; set max_seq_length in sentence_bert_config.json",
+                f"positions for {room}; set max_tokens = {room} in its table of models.toml",
                 Exit.DATAERR,
             )
 

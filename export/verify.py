@@ -94,7 +94,8 @@ def _answers(
     view = _view(source, scratch)
     try:
         reference = Reference(source, view, facts)
-        reference.check_limit(manifest.max_tokens)
+        reference.check_limit(facts.own_limit)
+        reference.cut_at(manifest.max_tokens)
         return [reference.answer(case, manifest.matryoshka) for case in cases]
     except StartupError:
         raise
@@ -247,14 +248,18 @@ class Reference:
         self._added = [step for step in facts.finishing if step.added]
         self._source = source
 
-    def check_limit(self, max_tokens: int) -> None:
-        """Refuse a limit that is not sentence-transformers' own."""
-        if (found := self._model.max_seq_length) != max_tokens:
+    def check_limit(self, own_limit: int) -> None:
+        """Refuse a limit of the files that is not sentence-transformers' own."""
+        if (found := self._model.max_seq_length) != own_limit:
             raise StartupError(
                 f"{self._source}: sentence-transformers cuts at {found} tokens, and the files were "
-                f"read as {max_tokens}; nothing was published",
+                f"read as {own_limit}; nothing was published",
                 Exit.SOFTWARE,
             )
+
+    def cut_at(self, max_tokens: int) -> None:
+        """Cut texts at `max_tokens`: the files' limit, or the lower one of models.toml."""
+        self._model.max_seq_length = max_tokens
 
     def answer(self, case: Case, matryoshka: Sequence[int]) -> _Answer:
         """Ids and the final vector, then those of each Matryoshka dimension."""

