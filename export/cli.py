@@ -143,7 +143,7 @@ def _status(outcomes: Sequence[Outcome], strict: bool) -> int:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """A table of what there is now: size, time and parity, or why there is none."""
-    heads = ("model", "", "MB", "seconds", "max |diff|", "min cosine", "texts")
+    heads = ("model", "", "MB", "seconds", "peak MB", "max |diff|", "min cosine", "texts", "tokens")
     rows = [heads, *(_row(o.name, o.result) for o in outcomes if o.result is not None)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = []
@@ -155,12 +155,18 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 def _row(name: str, result: build.Result) -> tuple[str, ...]:
     parity = result.manifest.parity
-    figures = ("", "", "")
+    figures = ("", "", "", "")
     if parity is not None:
         figures = (
             f"{parity.max_abs_difference:.1e}",
             f"{parity.min_cosine:.7f}",
             str(parity.texts),
+            _compared(result.manifest.max_tokens, parity.longest),
         )
     state = "kept" if result.kept else "exported"
-    return (name, state, f"{result.megabytes:.1f}", f"{result.seconds:.1f}", *figures)
+    peak = f"{result.peak_bytes / 1e6:.0f}" if result.peak_bytes else ""
+    return (name, state, f"{result.megabytes:.1f}", f"{result.seconds:.1f}", peak, *figures)
+
+
+def _compared(limit: int, longest: int) -> str:
+    return str(longest) if longest >= limit else f"{longest} of {limit}"
