@@ -27,6 +27,7 @@ from embedserve.errors import Exit, StartupError
 from export import pickles, sources, view
 from export.pickles import Converted
 from export.reference import Answers, Case, Job
+from export.steps import Nurseries
 from export.texts import generated
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def export(
     from_dir: Path | None,
     force: bool,
     progress: Progress,
+    nurseries: Nurseries,
     convert_pickle: bool = False,
 ) -> Result:
     """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
@@ -83,7 +85,7 @@ def export(
             if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
                 return Result(manifest, True, time.monotonic() - start)
             with _scratch(home) as scratch:
-                result = _make(spec, scratch, from_dir, progress, convert_pickle)
+                result = _make(spec, scratch, from_dir, progress, nurseries, convert_pickle)
                 _publish(scratch / spec.name, out / spec.name, scratch)
                 outcome = "the new artifact is in its place"
                 _sync(out)
@@ -109,7 +111,12 @@ class _Made:
 
 
 def _make(
-    spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progress, convert_pickle: bool
+    spec: ModelSpec,
+    scratch: Path,
+    from_dir: Path | None,
+    progress: Progress,
+    nurseries: Nurseries,
+    convert_pickle: bool,
 ) -> _Made:
     source = sources.open(spec, from_dir, scratch, progress, convert_pickle)
     converted = Converted(source.directory, {})
@@ -126,7 +133,7 @@ def _make(
     texts = generated(found.directory / artifact.TOKENIZER)
     question = _question(converted.directory, scratch, found, cases, texts)
     progress("making the graph, and asking sentence-transformers")
-    written, answers = _graph_and_answers(found, question, stage, scratch, spec.precision)
+    written, answers = _graph_and_answers(found, question, stage, scratch, spec, nurseries)
     pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
     tokenizer.export(answers.tokenizer, found, stage)
     manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written)
@@ -161,20 +168,25 @@ def _question(
 
 
 def _graph_and_answers(
-    found: Facts, question: Job, stage: Path, scratch: Path, precision: str
+    found: Facts,
+    question: Job,
+    stage: Path,
+    scratch: Path,
+    spec: ModelSpec,
+    nurseries: Nurseries,
 ) -> tuple[Graph, Answers]:
-    """Run both processes: at once where two fit, so that one's loading is not the other's."""
+    """Run both processes: at once where both fit into memory."""
     from export import graph
 
     place = scratch / "graph"
     place.mkdir()
-    with graph.start(found, stage, place) as making:
+    with graph.start(found, stage, place, nurseries) as making:
         if found.weight_bytes > _TOGETHER_BYTES:
-            written = graph.finish(making, stage, precision)
-            with question.start() as asking:
+            written = graph.finish(making, stage, spec.precision)
+            with question.start(nurseries) as asking:
                 return written, question.read(asking)
-        with question.start() as asking:
-            written = graph.finish(making, stage, precision)
+        with question.start(nurseries) as asking:
+            written = graph.finish(making, stage, spec.precision)
             return written, question.read(asking)
 
 

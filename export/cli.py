@@ -13,6 +13,7 @@ from embedserve import __version__, config
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build
+from export.steps import Nurseries
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
         specs = _choose(config.read(options.models).models, options.names, options.models)
         directories = _directories(specs, options.source)
-        outcomes = [_export(spec, options, directories.get(spec.name)) for spec in specs]
+        with Nurseries() as nurseries:
+            outcomes = [
+                _export(spec, options, directories.get(spec.name), nurseries) for spec in specs
+            ]
     except StartupError as error:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
@@ -113,7 +117,9 @@ def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, P
     return {spec.name: source / spec.name for spec in specs}
 
 
-def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -> Outcome:
+def _export(
+    spec: ModelSpec, options: argparse.Namespace, source: Path | None, nurseries: Nurseries
+) -> Outcome:
     out: Path = options.out
     start = time.monotonic()
 
@@ -122,7 +128,9 @@ def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -
         print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
     try:
-        result = build.export(spec, out, source, options.force, progress, options.convert_pickle)
+        result = build.export(
+            spec, out, source, options.force, progress, nurseries, options.convert_pickle
+        )
     except StartupError as error:
         print(f"{spec.name}: {error}", file=sys.stderr)
         return Outcome(spec.name, error=error)

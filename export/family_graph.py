@@ -17,10 +17,16 @@ from export.families.graph_builder import GraphBuilder
 from export.families.layers import Layers
 from export.families.registry import FAMILIES
 from export.files import refused
-from export.reference import quiet, versions
+from export.libraries import quiet, versions
 from export.steps import Json
 
 LIBRARIES = ("transformers", "torch", "onnx")
+
+
+def load() -> None:
+    """Import what a run needs."""
+    with quiet():
+        import transformers  # noqa: F401
 
 
 def run(job: Json) -> Json:

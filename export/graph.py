@@ -14,7 +14,7 @@ from export import steps, weights_file
 from export.facts import Facts
 from export.families.registry import FAMILIES
 from export.optimum_families import OPTIMUM
-from export.steps import Step
+from export.steps import Nurseries, Step
 
 # Above either, a graph is a family's: a message of protobuf ends at 2 GiB, and optimum's attention
 # holds a (t, t) matrix for each head.
@@ -41,7 +41,7 @@ def is_optimums(facts: Facts) -> bool:
     return facts.model_type in OPTIMUM and (small or facts.model_type not in FAMILIES)
 
 
-def start(facts: Facts, stage: Path, scratch: Path) -> Step:
+def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Step:
     """Begin to write stage/model.onnx and weights.bin, in another process.
 
     The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
@@ -54,9 +54,9 @@ def start(facts: Facts, stage: Path, scratch: Path) -> Step:
         "max_tokens": facts.max_tokens,
     }
     if not is_optimums(facts):
-        return Step("export.family_graph", job, scratch)
+        return nurseries.start("export.family_graph", job, scratch)
     job["ignored"] = list(OPTIMUM[facts.model_type].ignored)
-    return Step("export.optimum_graph", job, scratch, steps.OPTIMUM)
+    return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
 
 
 def finish(step: Step, stage: Path, precision: str) -> Graph:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from embedserve.artifact import GRAPH
 from embedserve.errors import Exit, StartupError
 from export import weights_file
-from export.reference import quiet, versions
+from export.libraries import quiet, versions
 from export.steps import Json
 
 if TYPE_CHECKING:
@@ -34,6 +34,12 @@ _OPTIMIZATION_LEVEL = 1
 
 # Tensors that no hidden state depends on, with or without the model's own prefix.
 _POOLER = re.compile(r"(.*\.)?pooler\..*")
+
+
+def load() -> None:
+    """Import what a run needs."""
+    with quiet():
+        import transformers  # noqa: F401
 
 
 def run(job: Json) -> Json:

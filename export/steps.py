@@ -2,21 +2,27 @@
 
 The graph and the reference are made by two processes. Each has its own versions of the libraries,
 neither reads what the other has read, and the memory of one is free when the next begins.
+
+A nursery is a process that has loaded the libraries once and forks one for each step: loading them
+takes seconds, and one command may export many models.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from embedserve.errors import Exit, StartupError
 
@@ -26,56 +32,45 @@ Json = dict[str, Any]
 OPTIMUM = Path(sys.prefix) / "optimum"
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_MOST_BYTES = 16 << 20  # of a request: texts and paths
 
 
 class Step:
-    """A running step: `module`.run(job) in another process.
-
-    With `path` that folder comes first on the process's path. Use it as a context manager: what
-    still runs at its end is killed.
-    """
+    """A running step. Use it as a context manager: what still runs at its end is killed."""
 
     def __init__(
-        self, module: str, job: Mapping[str, Any], scratch: Path, path: Path | None = None
+        self, module: str, answer: BinaryIO, errors: BinaryIO, child: int | None = None
     ) -> None:
         self._module = module
-        self._errors = (scratch / f"{module}.stderr").open("w+b")
-        command = [sys.executable, "-m", "export.steps", module, str(os.getpid())]
-        self._process = subprocess.Popen(  # noqa: S603  # this interpreter, this package
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environment(scratch, path),
-        )
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(job).encode())
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass  # it ended at once: `result` says how
+        self._answer = answer
+        self._errors = errors
+        self._child = child  # to be waited for
 
     def __enter__(self) -> Step:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if not self._answer.closed:
+            with self._answer:
+                if pid := self._answer.readline():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                    self._answer.read()  # ends when the process has
+        if self._child is not None:
+            os.waitpid(self._child, 0)
         self._errors.close()
 
     def result(self) -> Json:
-        """Wait for what `run` returns, with "peak_bytes", the most memory the process had.
+        """Wait for what the module's `run` returns, with "peak_bytes", the most memory it had.
 
-        Raises StartupError and OSError as `run` did; a process that died otherwise is one too.
+        Raises StartupError, OSError and RuntimeError as `run` did; a process that died is the
+        first.
         """
-        assert self._process.stdout is not None
-        output = self._process.stdout.read()
-        status = self._process.wait()
-        try:
-            answer: Json = json.loads(output)
-        except ValueError:
-            raise self._died(status) from None
+        with self._answer:
+            _pid, *lines = self._answer.read().splitlines() or [b""]
+        if len(lines) < 2:
+            raise self._died(int(lines[0]) if lines else 1)
+        answer: Json = json.loads(lines[0])
         if "error" in answer:
             raise StartupError(answer["error"], Exit(answer["status"]))
         if "errno" in answer:
@@ -86,46 +81,150 @@ class Step:
 
     def _died(self, status: int) -> StartupError:
         self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         if status == -signal.SIGKILL:
             what = "was killed; most likely the machine's memory ended"
         else:
-            what = f"ended with status {status}: {(lines or ['nothing was said'])[-1]}"
+            what = f"ended with status {status}: {(said or ['nothing was said'])[-1]}"
         return StartupError(f"the process of {self._module} {what}", Exit.SOFTWARE)
 
 
-def _environment(scratch: Path, path: Path | None) -> dict[str, str]:
-    """This process's environment: offline, with `path` first, and with `scratch` for temporaries.
+class Nurseries:
+    """Starts steps; a context manager, at whose end the nurseries end."""
 
-    In the system's own temporary directory a killed run would leave copies of the weights.
-    """
+    def __init__(self) -> None:
+        self._nurseries: dict[Path | None, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+
+    def __enter__(self) -> Nurseries:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process, link in self._nurseries.values():
+            link.close()
+            process.kill()
+            process.wait()
+        self._nurseries.clear()
+
+    def start(
+        self, module: str, job: Mapping[str, Any], scratch: Path, path: Path | None = None
+    ) -> Step:
+        """Run `module`.run(job) in another process, whose temporary files go to `scratch`.
+
+        With `path` that folder comes first where it looks for packages.
+        """
+        errors = (scratch / f"{module}.stderr").open("w+b")
+        ours, theirs = os.pipe()
+        request = {"module": module, "job": dict(job), "scratch": str(scratch)}
+        child = None
+        try:
+            if path is None and module in sys.modules:  # loaded here: nothing to wait for
+                child = _fork(request, theirs, errors.fileno())
+            else:
+                link = self._link(path)
+                message = json.dumps(request).encode()
+                socket.send_fds(link, [message], [theirs, errors.fileno()])
+        finally:
+            os.close(theirs)
+        return Step(module, os.fdopen(ours, "rb"), errors, child)
+
+    def _link(self, path: Path | None) -> socket.socket:
+        """The socket to the nursery of `path`, which is started where there is none that runs."""
+        process, link = self._nurseries.get(path, (None, None))
+        if process is None or link is None or process.poll() is not None:
+            link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for end in (link, other):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_BYTES)
+            with other:
+                process = subprocess.Popen(  # noqa: S603  # this interpreter, this package
+                    [sys.executable, "-m", "export.steps", str(other.fileno()), str(os.getpid())],
+                    pass_fds=[other.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env=_environment(path),
+                )
+            self._nurseries[path] = process, link
+        return link
+
+
+def _environment(path: Path | None) -> dict[str, str]:
+    """This process's environment: offline, with `path` first."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [str(path)] if path else []
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join([*paths, root]),
-        "TMPDIR": str(scratch),
     }
 
 
-# -- in the other process ----------------------------------------------------------------------
+# -- in a nursery ------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> int:
-    """Run one step: a job on standard input, its result or error as JSON on standard output."""
-    module, parent = arguments
-    _die_with(int(parent))
-    with os.fdopen(os.dup(1), "wb") as output:
-        os.dup2(2, 1)  # what libraries print is no result
-        answer = _answer(module, json.load(sys.stdin))
-        output.write(json.dumps(answer).encode())
-    return 0
+    """Fork a process for each request, until the socket (its number, the parent's pid) ends."""
+    link = socket.socket(fileno=int(arguments[0]))
+    _die_with(int(arguments[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends what it has asked for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes forked here
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(link, _MOST_BYTES, 2)
+        if not message:
+            return 0
+        request = json.loads(message)
+        _fork(request, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def _answer(module: str, job: Json) -> Json:
+def _fork(request: Json, answer: int, errors: int) -> int:
+    """Fork a process that runs the request's step in another and says how it ended.
+
+    On `answer` come the step's pid, its result as a line of JSON, if it has one, and its status.
+    Returns the pid of the process that was forked.
+    """
+    parent = os.getpid()
+    problem = _load(request["module"])
+    if (keeper := os.fork()) == 0:
+        try:
+            _keep(request, answer, errors, problem, parent)
+        finally:
+            os._exit(0)
+    return keeper
+
+
+def _load(module: str) -> str | None:
+    """Load a step's libraries before the fork, for the next one too; return why that failed."""
     try:
-        result: Json = importlib.import_module(module).run(job)
+        importlib.import_module(module).load()
+    except Exception as error:  # a broken environment: each step says so
+        return f"{module}: {type(error).__name__}: {error}"
+    return None
+
+
+def _keep(request: Json, answer: int, errors: int, problem: str | None, parent: int) -> None:
+    """Run the step in a process, and write its status when it has ended."""
+    _die_with(parent)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    keeper = os.getpid()
+    if (step := os.fork()) == 0:
+        _die_with(keeper)
+        os.dup2(errors, 1)  # what libraries print is no result
+        os.dup2(errors, 2)
+        os.write(answer, b"%d\n" % os.getpid())
+        value = {"exception": problem} if problem else _answer(request)
+        with os.fdopen(answer, "wb") as file:
+            file.write(json.dumps(value).encode() + b"\n")
+        os._exit(0)
+    _, status = os.waitpid(step, 0)
+    os.write(answer, b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _answer(request: Json) -> Json:
+    module = request["module"]
+    os.environ["TMPDIR"] = request["scratch"]  # elsewhere a killed run would leave copies
+    tempfile.tempdir = None
+    try:
+        result: Json = importlib.import_module(module).run(request["job"])
     except StartupError as error:
         return {"error": str(error), "status": int(error.status)}
     except MemoryError as error:
@@ -134,25 +233,22 @@ def _answer(module: str, job: Json) -> Json:
     except OSError as error:
         if error.errno is None:
             return {"exception": f"{module}: {type(error).__name__}: {error}"}
-        return {"errno": error.errno, "filename": _name(error)}
+        name = None if error.filename is None else os.fsdecode(error.filename)
+        return {"errno": error.errno, "filename": name}
     except Exception as error:  # whatever the libraries raise: a line is better than a traceback
         return {"exception": f"{module}: {type(error).__name__}: {error}"}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {**result, "peak_bytes": peak}
 
 
-def _name(error: OSError) -> str | None:
-    return None if error.filename is None else os.fsdecode(error.filename)
-
-
 def _die_with(parent: int) -> None:
-    """End with the process that waits for the result: its next run clears what is left."""
+    """End with the process `parent`, which waits: its next run clears what is left."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except AttributeError:
         return  # not Linux: an orphan ends by itself
     if os.getppid() != parent:
-        sys.exit(1)
+        os._exit(1)
 
 
 if __name__ == "__main__":

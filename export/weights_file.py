@@ -10,7 +10,7 @@ from onnx.external_data_helper import set_external_data
 
 from embedserve.artifact import WEIGHTS, Table
 from export.families.graph_builder import LARGE_TENSOR
-from export.reference import quiet
+from export.libraries import quiet
 
 # Operators that read some rows of a tensor and leave the rest alone.
 _LOOKUPS = {"Gather", "EmbedLayerNormalization"}
