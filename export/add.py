@@ -171,7 +171,7 @@ def _table(
     written = [d for d in decisions if d.value is not None]
     wishes = {d.key: d.value for d in written} | {"sha256": digests}
     comments = {"": f"Added by `python -m export add{f' {repository}' if repository else ''}`."}
-    first = next((d.key for d in written if d.origin.startswith("catalogue")), None)
+    first = next((d.key for d in written if d.origin == card.CATALOGUE), None)
     if first is not None and entry is not None:
         unread = "" if entry.read else " (not read by those who wrote the catalogue)"
         comments[first] = f"The card says this, and the files do not: {entry.page}{unread}"
@@ -227,15 +227,16 @@ def _told(
     name: str, entry: Entry | None, decisions: Sequence[Decision], digests: Mapping[str, str]
 ) -> str:
     """A table of what was decided and from where, and what the catalogue adds to it."""
-    rows = [("key", "value", "from"), *((d.key, _shown(d.value), d.origin) for d in decisions)]
-    rows.append(("sha256", f"{len(digests)} files", "the files"))
+    rows = [("key", "from", "value"), *((d.key, d.origin, _shown(d.value)) for d in decisions)]
+    rows.append(("sha256", "the files", f"{len(digests)} files"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     lines = [f"{name}:"]
-    lines += [f"  {k.ljust(widths[0])}  {v.ljust(widths[1])}  {o}" for k, v, o in rows]
+    lines += [f"  {k.ljust(widths[0])}  {o.ljust(widths[1])}  {v}" for k, o, v in rows]
     if entry is None:
         lines.append("  not in the catalogue: read its card for prompts, dimensions and limits")
-    elif not entry.read:
-        lines.append(f"  its card was not read for the catalogue; read it: {entry.page}")
+    else:
+        unread = "" if entry.read else ", not read for it: nothing of the card is known here"
+        lines.append(f"  catalogue: {entry.page}{unread}")
     if entry is not None and entry.note:
         lines.append(f"  note: {entry.note}")
     return "\n".join(lines)

@@ -11,6 +11,8 @@ from embedserve.errors import Exit, StartupError
 from export.catalogue import Entry
 from export.files import load
 
+CATALOGUE = "catalogue"  # the origin of what the card says
+
 _AFTER_POOLING = ("Dense", "LayerNorm", "Normalize")
 
 
@@ -25,8 +27,7 @@ class Decision:
 
 def decide(directory: Path, entry: Entry | None, task: str | None) -> tuple[Decision, ...]:
     """Decide every key that a card may say; the files' own statements come first."""
-    where = f"catalogue, {entry.page}" if entry else ""
-    return tuple(_decisions(directory, entry or Entry("", "", read=False), task, where))
+    return tuple(_decisions(directory, entry or Entry("", "", read=False), task))
 
 
 def choose_task(model: str, entry: Entry | None, task: str | None) -> str | None:
@@ -40,29 +41,29 @@ def choose_task(model: str, entry: Entry | None, task: str | None) -> str | None
     return task
 
 
-def _decisions(directory: Path, entry: Entry, task: str | None, where: str) -> Iterator[Decision]:
+def _decisions(directory: Path, entry: Entry, task: str | None) -> Iterator[Decision]:
     name = "config_sentence_transformers.json"
     if _declares_prompts(directory / name):
         yield Decision("prompts", None, name)
     else:
-        yield _from_card("prompts", entry.prompts, where)
+        yield _from_card("prompts", entry.prompts)
     if after := _after_pooling(directory / "modules.json"):
         yield Decision("finishing", None, f"modules.json: {', '.join(after)}")
     else:
-        yield _from_card("finishing", entry.finishing, where)
-    yield _from_card("matryoshka", entry.matryoshka, where)
+        yield _from_card("finishing", entry.finishing)
+    yield _from_card("matryoshka", entry.matryoshka)
     name = "sentence_bert_config.json"
     own = _own_limit(directory / name)
     if own is not None and own <= (entry.max_tokens or own):
         yield Decision("max_tokens", None, f"{name}: {own}")
     else:
-        yield _from_card("max_tokens", entry.max_tokens, where)
+        yield _from_card("max_tokens", entry.max_tokens)
     if task is not None:
         yield Decision("task", task, "command line")
 
 
-def _from_card(key: str, value: Any, where: str) -> Decision:
-    return Decision(key, value, where if value is not None else "default")
+def _from_card(key: str, value: Any) -> Decision:
+    return Decision(key, value, CATALOGUE if value is not None else "default")
 
 
 def _declares_prompts(path: Path) -> bool:
