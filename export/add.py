@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="of a model that has several")
     parser.add_argument(
+        "--convert-pickle", action="store_true", help="as of the export, for weights in a pickle"
+    )
+    parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
     )
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="default: %(default)s")
@@ -86,17 +89,18 @@ def _add(options: argparse.Namespace, known: Catalogue, export: Export) -> int:
     task = card.choose_task(repository or name, entry, options.task)
     with _candidate(models, _Table(name, {}, {})):
         pass  # the name and the file are good, before anything is downloaded
-    if options.source is not None:
-        found = origin.from_directory(name, repository, options.revision, options.source)
+    revision, source, convert = options.revision, options.source, options.convert_pickle
+    if source is not None:
+        found = origin.from_directory(name, repository, revision, source, convert)
     else:
-        found = origin.from_hub(name, repository, options.revision, known)
+        found = origin.from_hub(name, repository, revision, known, convert)
     decisions = [*found.decisions, *card.decide(found.directory, entry, task)]
     print(_told(name, entry, decisions, found.digests))
     new = _table(name, repository, entry, decisions, found.digests)
     with _candidate(models, new) as candidate:
         command = [name, "--models", str(candidate), "--out", str(options.out)]
-        if options.source is not None:
-            command += ["--from", str(options.source)]
+        command += ["--from", str(source)] if source is not None else []
+        command += ["--convert-pickle"] if convert else []
         status = export(command)
     if status:
         print(f"export: {name}: not added; {models} is as it was", file=sys.stderr)

@@ -41,12 +41,16 @@ def folders(model: str, names: Collection[str], read_json: ReadJson) -> tuple[st
     return found
 
 
-def only_pickle(names: Collection[str], folder: str) -> str | None:
-    """The pickle that the weights in `folder` are, where there is no safetensors file."""
+def only_pickle(names: Collection[str], folders: Collection[str]) -> str | None:
+    """The first file of weights, in the modules' folders, that is only there as a pickle."""
+    return next((pickle for folder in folders for pickle in _only_pickle(names, folder)), None)
+
+
+def _only_pickle(names: Collection[str], folder: str) -> list[str]:
     here = [name for name in names if _folder(PurePosixPath(name).parent.as_posix()) == folder]
     if any(name.endswith(".safetensors") for name in here):
-        return None
-    return next((name for name in here if PurePosixPath(name).name in _PICKLES), None)
+        return []
+    return [name for name in here if PurePosixPath(name).name in _PICKLES]
 
 
 def inside(folder: str, name: str) -> str:

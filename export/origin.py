@@ -27,59 +27,62 @@ class Files:
     decisions: Sequence[Decision]
 
 
-def from_directory(name: str, repository: str | None, revision: str | None, source: Path) -> Files:
+def from_directory(
+    name: str, repository: str | None, revision: str | None, source: Path, convert: bool
+) -> Files:
     """Read a directory as it is; repository and revision go into the table where both are given.
 
-    StartupError (65) where `admission` refuses it, or the weights are a pickle.
+    `convert`: weights may be a pickle. StartupError (65) where `admission` refuses the model.
     """
     names = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
     folders = admission.folders(name, names, lambda path: files.load(source / path, object))
-    if pickle := admission.only_pickle(names, folders[0]):
-        path = source / folders[0] / PurePosixPath(pickle).name
-        raise _pickle_error(name, str(path), "an empty table")
+    pickle = admission.only_pickle(names, folders)
+    if pickle is not None and not convert:
+        raise _pickle_error(str(source / pickle))
     decisions: list[Decision] = []
     if repository is not None and revision is not None:
         decisions.append(Decision("repository", repository, "command line"))
         decisions.append(Decision("revision", revision, "command line"))
-    return Files(source, _digests(source, folders), decisions)
+    return Files(source, _digests(source, folders, pickle is not None), decisions)
 
 
-def from_hub(name: str, repository: str, revision: str | None, known: Catalogue) -> Files:
+def from_hub(
+    name: str, repository: str, revision: str | None, known: Catalogue, convert: bool
+) -> Files:
     """Download a model at the commit that the revision means now; none: the newest.
 
-    What can be refused by its small files is refused before the weights. StartupError 65, or 69
-    where the hub does not give it.
+    What can be refused by its small files is refused before the weights; `convert`: these may be
+    a pickle. StartupError 65, or 69 where the hub does not give it.
     """
     listing = hub.look_up(repository, revision)
     if reason := known.reason(listing.repository):  # the hub knows it by another name now
         raise StartupError(f"{listing.repository}: known not to work: {reason}", Exit.DATAERR)
     names = listing.files.keys()
     folders = admission.folders(listing.repository, names, lambda n: hub.read_json(listing, n))
-    if pickle := admission.only_pickle(names, folders[0]):
-        wanted = f'repository = "{listing.repository}" and revision = "{listing.commit}"'
-        raise _pickle_error(name, f"{listing.repository}: {pickle}", wanted)
+    pickle = admission.only_pickle(names, folders)
+    if pickle is not None and not convert:
+        raise _pickle_error(f"{listing.repository}: {pickle}")
 
     def progress(message: str) -> None:
         print(f"{name}: {message}", file=sys.stderr, flush=True)
 
     spec = ModelSpec(name, repository=listing.repository, revision=listing.commit)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = sources.open(spec, None, Path(scratch), progress).directory
+        source = sources.open(spec, None, Path(scratch), progress, pickle is not None)
     given = "as given" if revision == listing.commit else f"hub, {revision or 'the newest'}"
     decisions = (
         Decision("repository", listing.repository, "hub"),
         Decision("revision", listing.commit, given),
     )
-    digests = _digests(directory, folders)
+    digests = _digests(source.directory, folders, pickle is not None)
     _check_download(listing, digests)
-    return Files(directory, digests, decisions)
+    return Files(source.directory, digests, decisions)
 
 
-def _pickle_error(name: str, path: str, keys: str) -> StartupError:
+def _pickle_error(path: str) -> StartupError:
     return StartupError(
-        f"{path} is all there is of the weights: a pickle, which can run code when it is read. To "
-        f"convert it, write [models.{name}] with {keys} into models.toml, then run "
-        f"python -m export --convert-pickle {name}",
+        f"{path} is all there is of the weights: a pickle, which can run code when it is read; "
+        "--convert-pickle converts it",
         Exit.DATAERR,
     )
 
@@ -111,14 +114,16 @@ _ROOT = (
     "*.safetensors",
     "model.safetensors.index.json",
 )
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-def _digests(directory: Path, folders: Sequence[str]) -> dict[str, str]:
-    paths = {PurePosixPath(name): digest for name, digest in sources.digests(directory).items()}
-    return {str(path): digest for path, digest in paths.items() if _matters(path, folders)}
+def _digests(directory: Path, folders: Sequence[str], pickles: bool) -> dict[str, str]:
+    found = {PurePosixPath(n): d for n, d in sources.digests(directory, pickles).items()}
+    root = (*_ROOT, *_PICKLES) if pickles else _ROOT
+    return {str(path): d for path, d in found.items() if _matters(path, root, folders)}
 
 
-def _matters(path: PurePosixPath, folders: Sequence[str]) -> bool:
+def _matters(path: PurePosixPath, root: Sequence[str], folders: Sequence[str]) -> bool:
     if path.parent == PurePosixPath("."):
-        return any(path.match(pattern) for pattern in _ROOT)
+        return any(path.match(pattern) for pattern in root)
     return str(path.parent) in folders

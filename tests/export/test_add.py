@@ -72,10 +72,13 @@ class Export:
 
     def __call__(self, command: Sequence[str]) -> int:
         self.commands.append(command)
-        options = dict(zip(command[1::2], command[2::2], strict=True))
+        pickles = "--convert-pickle" in command
+        pairs = [word for word in command[1:] if word != "--convert-pickle"]
+        options = dict(zip(pairs[::2], pairs[1::2], strict=True))
         self.spec = config.read(Path(options["--models"])).models[command[0]]
         source = options.get("--from")
-        sources.open(self.spec, Path(source) if source else None, Path("unused"))
+        directory = Path(source) if source else None
+        sources.open(self.spec, directory, Path("unused"), pickles=pickles)
         self.meanwhile()
         return self.status
 
@@ -218,6 +221,20 @@ def test_a_model_without_an_entry_says_that_its_card_wants_reading(
     assert "not in the catalogue" in capsys.readouterr().out
 
 
+def test_a_lower_limit_and_a_task_are_written(hub: Hub, models: Path) -> None:
+    """The card's limit, unless the files have it as well; the task that the operator chose."""
+    own = {"sentence_bert_config.json": b'{"max_seq_length": 512}'}
+    hub.models["intfloat/e5-mistral-7b-instruct"] = Model(files())
+    hub.models["nomic-ai/nomic-embed-text-v2-moe"] = Model(files(own))
+    hub.models["jinaai/jina-embeddings-v3"] = Model(files())
+    assert run(models, "intfloat/e5-mistral-7b-instruct") == 0
+    assert run(models, "nomic-ai/nomic-embed-text-v2-moe") == 0
+    assert run(models, "jinaai/jina-embeddings-v3", "--task", "text-matching") == 0
+    assert table(models, "e5-mistral-7b-instruct")["max_tokens"] == 4096
+    assert "max_tokens" not in table(models, "nomic-embed-text-v2-moe")
+    assert table(models, "jina-embeddings-v3")["task"] == "text-matching"
+
+
 def test_edits_made_during_the_export_stay(hub: Hub, models: Path) -> None:
     """models.toml is read again when the export is done: it can take minutes."""
     edited = MODELS.replace("5000", "6000")
@@ -256,7 +273,7 @@ def test_a_directory_alone_has_its_own_name(models: Path, directory: Path) -> No
 # -- what is refused ---------------------------------------------------------------------------
 
 JINA = json.dumps([{**MODULES[0], "type": "custom_st.Transformer"}, MODULES[1]]).encode()
-PICKLE = Model(files({"pytorch_model.bin": b""}, without="model.safetensors"))
+PICKLE = Model(files({"pytorch_model.bin": b"pickle"}, without="model.safetensors"))
 REMOTE = b'{"model_type": "odd", "auto_map": {"AutoModel": "modeling.Odd"}}'
 
 
@@ -295,11 +312,12 @@ REMOTE = b'{"model_type": "odd", "auto_map": {"AutoModel": "modeling.Odd"}}'
             Exit.DATAERR,
             id="no JSON",
         ),
+        pytest.param(PICKLE, "--convert-pickle converts it", Exit.DATAERR, id="pickle"),
         pytest.param(
-            PICKLE,
-            "python -m export --convert-pickle mine",
+            Model(files({"1_Pooling/pytorch_model.bin": b"pickle"})),
+            "1_Pooling/pytorch_model.bin is all there is",
             Exit.DATAERR,
-            id="pickle",
+            id="pickle of a module",
         ),
     ],
 )
@@ -324,15 +342,22 @@ def test_refused_before_the_weights(
     assert models.read_text() == MODELS
 
 
-def test_a_pickle_names_all_that_its_table_needs(
-    hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The line can be followed: file, table, repository and commit."""
+def test_a_pickle_is_taken_where_it_is_asked_for(hub: Hub, models: Path) -> None:
+    """--convert-pickle goes on to the export, and the table pins the pickle."""
     hub.models["me/mine"] = PICKLE
-    assert run(models, "me/mine", "--as", "own") == Exit.DATAERR
-    error = capsys.readouterr().err
-    for part in ("pytorch_model.bin", "[models.own]", '"me/mine"', f'"{COMMIT}"'):
-        assert part in error
+    export = Export()
+    assert run(models, "me/mine", "--convert-pickle", export=export) == 0
+    assert export.commands[0][-1] == "--convert-pickle"
+    assert "pytorch_model.bin" in table(models, "mine")["sha256"]
+    assert "pytorch_model.bin" in hub.downloads()
+
+
+def test_a_pickle_beside_safetensors_is_left_where_it_is(hub: Hub, models: Path) -> None:
+    """Nobody needs it: it is not downloaded, even with --convert-pickle."""
+    hub.models["me/mine"] = Model(files({"pytorch_model.bin": b"pickle"}))
+    assert run(models, "me/mine", "--convert-pickle") == 0
+    assert "pytorch_model.bin" not in table(models, "mine")["sha256"]
+    assert "pytorch_model.bin" not in hub.downloads()
 
 
 def test_known_not_to_work_is_said_without_the_hub(
