@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from embedserve import artifact, config
 from embedserve.artifact import sha256
 from embedserve.errors import Exit
 from export import add, catalogue, cli, sources
+from export.families.registry import FAMILIES
 from tests.export.hub import COMMIT, Hub, Model, from_directory, serving
 
 E5 = "intfloat/e5-small-v2"
@@ -187,7 +187,6 @@ def test_what_the_files_say_is_not_written_again(
     hub.models[name] = Model(
         files(
             {
-                "config.json": b'{"model_type": "nomic_bert", "auto_map": {}}',
                 "modules.json": json.dumps([*MODULES, NORMALIZE]).encode(),
                 "config_sentence_transformers.json": json.dumps(declared).encode(),
             }
@@ -342,6 +341,14 @@ def test_refused_before_the_weights(
     assert models.read_text() == MODELS
 
 
+@pytest.mark.parametrize("kind", [kind for kind, family in FAMILIES.items() if family.auto_map])
+def test_code_that_a_family_replaces_is_no_hindrance(hub: Hub, models: Path, kind: str) -> None:
+    """auto_map of such a model is not run, and the family computes what it names."""
+    content = json.dumps({"model_type": kind, "auto_map": {"AutoModel": "modeling.Odd"}})
+    hub.models["me/mine"] = Model(files({"config.json": content.encode()}))
+    assert run(models, "me/mine") == 0
+
+
 def test_a_pickle_is_taken_where_it_is_asked_for(hub: Hub, models: Path) -> None:
     """--convert-pickle goes on to the export, and the table pins the pickle."""
     hub.models["me/mine"] = PICKLE
@@ -487,9 +494,7 @@ def test_the_command_is_a_part_of_python_m_export(hub: Hub, models: Path, tmp_pa
     assert models.read_text() == MODELS
 
 
-@pytest.mark.skipif(
-    find_spec("export.optimum_process") is None, reason="no export runs on these libraries yet"
-)
+@pytest.mark.filterwarnings("ignore")  # the libraries' own
 def test_a_model_of_the_hub_is_exported(hub: Hub, models: Path, tmp_path: Path) -> None:
     """The whole way in a process of its own: the artifact has the table's facts, and is kept."""
     from tests.export.checkpoints import as_saved_by_2, bert, checkpoint
