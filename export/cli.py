@@ -16,6 +16,7 @@ from export import build
 from export.steps import Nurseries
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+COMMAND = "add"  # export/add.py; no model can have this name
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [COMMAND]:
+        from export import add
+
+        return add.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.convert_pickle and not options.names:
@@ -50,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m export",
         description="Make the artifacts that embedserve serves, each compared with "
         "sentence-transformers before it is published.",
+        epilog="python -m export add OWNER/NAME writes a model of the hub into models.toml first.",
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="models of models.toml; none: all but the optional"
@@ -82,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with the exit status of sysexits.h."""
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as argparse's does
