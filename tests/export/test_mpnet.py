@@ -11,7 +11,6 @@ from embedserve import artifact, config
 from embedserve.backend import OnnxBackend
 from embedserve.batching import pad
 from embedserve.tokenization import Tokenizer
-from export import build
 
 NAME = "all-mpnet-base-v2"
 MODELS = Path(__file__).parents[2] / "models.toml"
@@ -45,10 +44,10 @@ KNOWN = {
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_known_answers(tmp_path: Path) -> None:
+def test_known_answers(export_model: Export, tmp_path: Path) -> None:
     """Its packages give the files that are pinned, and its artifact the vectors that are known."""
     spec = config.read(MODELS).models[NAME]
-    result = build.export(spec, tmp_path, None, False, print)
+    result = export_model(spec, tmp_path, None)
     directory = tmp_path / NAME
     manifest = artifact.read(directory)
     assert manifest == result.manifest
