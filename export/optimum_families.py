@@ -53,7 +53,16 @@ def _family(*more: str, **accepted: tuple[object, ...]) -> OptimumFamily:
     return OptimumFamily(keys, _HEADS)
 
 
-_BERT = _family(use_return_dict=(True, False))
+_BERT = _family(
+    # Of the pooler, which hidden states do not pass, in Google's own files.
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    use_return_dict=(True, False),
+)
 
 OPTIMUM: Mapping[str, OptimumFamily] = {
     "bert": _BERT,
