@@ -1,0 +1,263 @@
+"""Attention in onnxruntime's fused operators: causal, bidirectional, in windows, with a bias.
+
+A text's bits must not depend on its neighbours in the pass, and no (t, t) matrix may be held for a
+long text:
+
+- Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all.
+- Bidirectional: MultiHeadAttention. A pass of more than LONGEST_MASKED tokens without any padding
+  takes its flash path, which knows no mask; every other pass the masked one. Whoever wants equal
+  bits gives longer texts to passes without padding only (Manifest.masked_up_to).
+- Bidirectional in a window: past LONGEST_MASKED in blocks as long as the window, each of which sees
+  itself and half a window to either side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from export.families.graph_builder import Branch, GraphBuilder
+from export.families.rotary import tokens
+
+# Below this many tokens both paths take the same time and little memory; above it the masked one's
+# (t, t) matrix grows: at 8,192 tokens and 12 heads it is 3.2 GB.
+LONGEST_MASKED = 512
+
+# Added to what must not be seen: the weight is exactly 0, and a row that sees nothing stays finite.
+_UNSEEN = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """`count` query heads of `size` components, over `shared` heads of keys and values."""
+
+    count: int
+    size: int
+    shared: int
+
+    @property
+    def width(self) -> int:
+        return self.count * self.size
+
+    @property
+    def shared_width(self) -> int:
+        return self.shared * self.size
+
+
+class Attention:
+    """All layers' attention of one graph; masks and lengths are computed once a pass.
+
+    `masked_up_to` is that of the manifest: set once a layer has two paths.
+    """
+
+    def __init__(self, graph: GraphBuilder, heads: Heads, scale: float) -> None:
+        self._graph = graph
+        self._heads = heads
+        self._scale = scale
+        self.masked_up_to: int | None = None
+
+    def causal(
+        self, query: str, key: str, value: str, window: int = -1, softcap: float = 0.0
+    ) -> str:
+        """query (b, t, width), key and value (b, t, shared_width) -> (b, t, width).
+
+        `window`: each token sees itself and window - 1 before it. -1: all before it.
+        """
+        last, total = self._lengths()
+        name = self._graph.fresh("causal")
+        return self._graph.nodes(
+            "GroupQueryAttention",
+            [query, key, value, "", "", last, total],
+            [name, f"{name}.keys", f"{name}.values"],
+            num_heads=self._heads.count,
+            kv_num_heads=self._heads.shared,
+            scale=self._scale,
+            local_window_size=window,
+            softcap=softcap,
+        )[0]
+
+    def bidirectional(self, query: str, key: str, value: str, bias: str = "") -> str:
+        """As `causal`, each token seeing all. `bias` (1, heads, t, t) is added to the scores."""
+        key, value = self._expanded(key), self._expanded(value)
+        if bias:
+            inputs = [query, key, value, "", self.mask(), bias]
+            return self._graph.node("MultiHeadAttention", inputs, **self._attributes())
+        self.masked_up_to = LONGEST_MASKED
+        unmasked, masked = Branch(), Branch()
+        unmasked.node("MultiHeadAttention", [query, key, value], "mixed", **self._attributes())
+        masked.node(
+            "MultiHeadAttention",
+            [query, key, value, "", self.mask()],
+            "mixed",
+            **self._attributes(),
+        )
+        return self._graph.branch(self._is_long_and_full(), unmasked, masked)
+
+    def windowed(self, query: str, key: str, value: str, reach: int) -> str:
+        """As `bidirectional`, each token seeing those at a distance of at most `reach`."""
+        self.masked_up_to = LONGEST_MASKED
+        key, value = self._expanded(key), self._expanded(value)
+        self._rows()
+        bias = self._window_bias(reach)
+        blocks, whole = Branch(), Branch()
+        self._in_blocks(blocks, query, key, value, reach)
+        inputs = [query, key, value, "", "", bias]
+        whole.node("MultiHeadAttention", inputs, "mixed", **self._attributes())
+        return self._graph.branch(self._is_long(), blocks, whole)
+
+    # -- once a pass ---------------------------------------------------------------------------
+
+    def mask(self) -> str:
+        """attention_mask (b, t) as int32."""
+        if not self._graph.has("mask"):
+            self._graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+        return "mask"
+
+    def _lengths(self) -> tuple[str, str]:
+        """Each row's last position (b,) and the padded length, int32."""
+        graph = self._graph
+        if not graph.has("last_positions"):
+            one = graph.constant("int32[1]", np.array([1], np.int32))
+            lengths = graph.node("ReduceSum", [self.mask(), graph.integers(1)], keepdims=0)
+            graph.node("Sub", [lengths, one], "last_positions")
+            graph.node("Cast", [tokens(graph)], "padded_length", to=TensorProto.INT32)
+        return "last_positions", "padded_length"
+
+    def _is_long(self) -> str:
+        graph = self._graph
+        if not graph.has("is_long"):
+            graph.node("Greater", [tokens(graph), graph.integer(LONGEST_MASKED)], "is_long")
+        return "is_long"
+
+    def _is_long_and_full(self) -> str:
+        graph = self._graph
+        if not graph.has("is_long_and_full"):
+            least = graph.node("ReduceMin", [self.mask()], keepdims=0)
+            full = graph.node("Cast", [least], to=TensorProto.BOOL)
+            graph.node("And", [self._is_long(), full], "is_long_and_full")
+        return "is_long_and_full"
+
+    def _window_bias(self, reach: int) -> str:
+        """What must not be seen, as the path that is taken needs it: see the two below."""
+        graph, name = self._graph, f"window_bias_{reach}"
+        if not graph.has(name):
+            self._block_lengths(reach)
+            blocks, whole = Branch(), Branch()
+            self._block_bias(blocks, reach)
+            self._whole_bias(whole, reach)
+            graph.branch(self._is_long(), blocks, whole, name)
+        return name
+
+    def _whole_bias(self, branch: Branch, reach: int) -> None:
+        """(b, 1, t, t): what is too far away, and padding."""
+        graph = self._graph
+        bounds = [graph.integer(0), tokens(graph), graph.integer(1)]
+        branch.node("Range", bounds, "row")
+        branch.node("Unsqueeze", ["row", graph.integers(1)], "column")
+        branch.node("Sub", ["column", "row"], "difference")
+        branch.node("Abs", ["difference"], "distance")
+        branch.node("LessOrEqual", ["distance", graph.integer(reach)], "near")
+        branch.node("Unsqueeze", ["attention_mask", graph.integers(1, 2)], "keys")
+        branch.node("Cast", ["keys"], "real", to=TensorProto.BOOL)
+        branch.node("And", ["near", "real"], "seen")
+        branch.node("Where", ["seen", graph.number(0.0), graph.number(_UNSEEN)], "bias")
+
+    def _block_bias(self, branch: Branch, reach: int) -> None:
+        """(b * blocks, 1, size, 2 * size): each block's pattern, and what is no token."""
+        graph, size = self._graph, 2 * reach
+        _, padding = self._block_lengths(reach)
+        branch.node("Add", [padding, graph.integers(reach)], "back")
+        branch.node("Concat", [graph.integers(0, reach, 0), "back"], "widths", axis=0)
+        branch.node("Pad", ["attention_mask", "widths"], "padded")
+        self._halves(branch, "padded", "keys", size, graph.integers(-1, size))
+        branch.node("Cast", ["keys"], "present", to=TensorProto.BOOL)
+        branch.node("Unsqueeze", ["present", graph.integers(1, 2)], "real")
+        queries, keys = np.arange(size)[:, None], np.arange(2 * size)[None, :] - reach
+        near = graph.constant(f"near_{reach}", np.abs(queries - keys) <= reach)
+        branch.node("And", [near, "real"], "seen")
+        branch.node("Where", ["seen", graph.number(0.0), graph.number(_UNSEEN)], "bias")
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "num_heads": self._heads.count,
+            "scale": self._scale,
+            "mask_filter_value": _UNSEEN,
+        }
+
+    def _expanded(self, x: str) -> str:
+        """Repeat each shared head for its query heads: (b, t, shared_width) -> (b, t, width)."""
+        heads, graph = self._heads, self._graph
+        if heads.shared == heads.count:
+            return x
+        repeats = heads.count // heads.shared
+        x = graph.node("Reshape", [x, graph.integers(0, 0, heads.shared, 1, heads.size)])
+        x = graph.node("Expand", [x, graph.integers(1, 1, 1, repeats, 1)])
+        return graph.node("Reshape", [x, graph.integers(0, 0, heads.width)])
+
+    def _in_blocks(self, branch: Branch, query: str, key: str, value: str, reach: int) -> None:
+        """Blocks of 2 * reach queries, each with the 4 * reach keys around it, as a batch.
+
+        Of keys padded by `reach` in front, block i sees those from 2 * reach * i on.
+        """
+        graph, size, width = self._graph, 2 * reach, self._heads.width
+        length, padding = self._block_lengths(reach)
+        split, zero = graph.integers(-1, size, width), graph.integers(0)
+        to_queries = [graph.integers(0, 0, 0, 0), padding, zero]
+        branch.node("Concat", to_queries, "query_widths", axis=0)
+        branch.node("Pad", [query, "query_widths"], "padded_query")
+        branch.node("Reshape", ["padded_query", split], "query")
+        branch.node("Add", [padding, graph.integers(reach)], "back")
+        to_keys = [graph.integers(0, reach, 0, 0), "back", zero]
+        branch.node("Concat", to_keys, "key_widths", axis=0)
+        for name, x in (("key", key), ("value", value)):
+            branch.node("Pad", [x, "key_widths"], f"padded_{name}")
+            self._halves(branch, f"padded_{name}", name, size, split)
+        inputs = ["query", "key", "value", "", "", self._window_bias(reach)]
+        branch.node("MultiHeadAttention", inputs, "blocks", **self._attributes())
+        branch.node("Concat", [self._rows(), length, graph.integers(width)], "shape", axis=0)
+        branch.node("Reshape", ["blocks", "shape"], "padded_mixed")
+        branch.node("Unsqueeze", [tokens(graph), zero], "ends")
+        branch.node("Slice", ["padded_mixed", zero, "ends", graph.integers(1)], "mixed")
+
+    def _halves(self, branch: Branch, x: str, output: str, size: int, split: str) -> None:
+        """Block i of `output` is what `x` has from `size` * i on, 2 * `size` long.
+
+        x: (b, length + size, ...), cut into blocks of `size` as `split` says.
+        """
+        graph = self._graph
+        branch.node("Shape", [x], f"{output}_shape")
+        branch.node("Gather", [f"{output}_shape", graph.integers(1)], f"{output}_end")
+        branch.node("Sub", [f"{output}_end", graph.integers(size)], f"{output}_middle")
+        bounds = ((0, f"{output}_middle"), (size, f"{output}_end"))
+        for start, end in bounds:
+            part = f"{output}_{start}"
+            inputs = [x, graph.integers(start), end, graph.integers(1)]
+            branch.node("Slice", inputs, part)
+            branch.node("Reshape", [part, split], f"{part}_blocks")
+        parts = [f"{output}_{start}_blocks" for start, _ in bounds]
+        branch.node("Concat", parts, output, axis=1)
+
+    def _rows(self) -> str:
+        """The number of rows b, an int64 vector of one."""
+        graph = self._graph
+        if not graph.has("rows"):
+            shape = graph.node("Shape", ["input_ids"])
+            graph.node("Gather", [shape, graph.integers(0)], "rows")
+        return "rows"
+
+    def _block_lengths(self, reach: int) -> tuple[str, str]:
+        """t rounded up to whole blocks, and what is added for it; int64 vectors of one."""
+        graph, size = self._graph, 2 * reach
+        name = f"block_length_{reach}"
+        if not graph.has(name):
+            t = graph.node("Unsqueeze", [tokens(graph), graph.integers(0)])
+            rounded = graph.node("Add", [t, graph.integers(size - 1)])
+            count = graph.node("Div", [rounded, graph.integers(size)])
+            graph.node("Mul", [count, graph.integers(size)], name)
+            graph.node("Sub", [name, t], f"{name}.padding")
+        return name, f"{name}.padding"
