@@ -362,14 +362,15 @@ LISTED = (
         "server_table", "settings", "tokenization", "tune",
     )),
     *(f"export/{name}.py" for name in (
-        "build", "cli", "facts", "files", "graph", "modules", "sources", "tokenizer", "verify",
+        "build", "cli", "facts", "files", "graph", "modules", "packages", "pickles", "sources",
+        "tokenizer", "verify", "wishes",
     )),
 )  # fmt: skip
 # What makes an error, and the status it has unless it says another.
 MAKERS = {
     "StartupError": Exit.CONFIG,
     "refused": Exit.DATAERR,
-    "_UnusableError": Exit.UNAVAILABLE,
+    "UnusableError": Exit.UNAVAILABLE,
     "_altered": Exit.CONFIG,
     "_failed": Exit.SOFTWARE,
 }
