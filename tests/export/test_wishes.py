@@ -42,3 +42,35 @@ def test_a_task_of_a_model_without_tasks_is_refused() -> None:
 def test_a_changed_wish_makes_the_artifact_anew(wish: ModelSpec) -> None:
     """Both are in the record of what an artifact was made from."""
     assert build._wishes(wish) != build._wishes(ModelSpec("m"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_promise_too_much(tmp_path: Path) -> None:
+    """Refused with the key and the number to write; with them, exact, in a graph of its own."""
+    from tests.export.checkpoints import LIMIT, checkpoint, edit_json, roberta
+
+    source = checkpoint(tmp_path / "model", roberta)
+    edit_json(source / "sentence_bert_config.json", max_seq_length=LIMIT + 2)
+    with pytest.raises(StartupError, match=f"set max_tokens = {LIMIT} in its table") as caught:
+        build.export(ModelSpec("m"), tmp_path / "out", source, False, print)
+    assert caught.value.status == Exit.DATAERR
+    found = {}
+    for limit in (LIMIT, LIMIT // 2):
+        spec = ModelSpec("m", max_tokens=limit)
+        result = build.export(spec, tmp_path / "out", source, False, print)
+        assert not result.kept
+        assert result.manifest.max_tokens == limit
+        found[limit] = result.manifest.fingerprint
+    assert found[LIMIT] != found[LIMIT // 2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_wish_that_changes_nothing(tmp_path: Path) -> None:
+    """The files' own limit as a wish is the same model."""
+    from tests.export.checkpoints import LIMIT, bert, checkpoint
+
+    source = checkpoint(tmp_path / "model", bert)
+    own = build.export(ModelSpec("m"), tmp_path / "own", source, False, print)
+    wish = ModelSpec("m", max_tokens=LIMIT)
+    wished = build.export(wish, tmp_path / "wished", source, False, print)
+    assert wished.manifest.fingerprint == own.manifest.fingerprint
