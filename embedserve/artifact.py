@@ -46,14 +46,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The certificate: this artifact against sentence-transformers on a fixed set of texts."""
+    """The certificate: this artifact against sentence-transformers on a fixed set of texts.
+
+    `longest` is the most tokens of a text compared; `versions` are those of the reference's
+    process, `graph_versions` those of the one that made the graph.
+    """
 
     reference: str
     texts: int
+    longest: int
     max_abs_difference: float
     min_cosine: float
     tolerance: float
     versions: Mapping[str, str]
+    graph_versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def write(path: Path, values: Mapping[str, int]) -> None:
     path = path.resolve()
     text = check(path, values)
     try:
-        _replace(path, text.encode())
+        replace_file(path, text.encode())
     except OSError as error:
         raise StartupError(f"{path}: cannot be written: {error}", Exit.CANTCREAT) from error
 
@@ -93,7 +93,8 @@ def check(path: Path, values: Mapping[str, int]) -> str:
     return text
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is there: whole at once or not at all; mode and owner stay. OSError."""
     status = path.stat()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -8,14 +8,15 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +24,15 @@ from embedserve import artifact
 from embedserve.artifact import Manifest, Step
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import pickles, sources
+from export import pickles, sources, view
 from export.pickles import Converted
+from export.reference import Answers, Case, Job
+from export.steps import Nurseries
+from export.texts import generated
+
+if TYPE_CHECKING:
+    from export.facts import Facts
+    from export.graph import Graph
 
 Progress = Callable[[str], None]
 
@@ -32,7 +40,10 @@ Progress = Callable[[str], None]
 HOUSEKEEPING = ".export"
 
 # Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
-RECIPE = 4
+RECIPE = 5
+
+# Weights in float32 up to which graph and reference are made at the same time.
+_TOGETHER_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Result:
     seconds: float
     origin: str = ""
     fused: Mapping[str, int] | None = None
+    peak_bytes: int = 0
 
     @property
     def megabytes(self) -> float:
@@ -56,6 +68,7 @@ def export(
     from_dir: Path | None,
     force: bool,
     progress: Progress,
+    nurseries: Nurseries,
     convert_pickle: bool = False,
 ) -> Result:
     """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
@@ -72,13 +85,15 @@ def export(
             if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
                 return Result(manifest, True, time.monotonic() - start)
             with _scratch(home) as scratch:
-                result = _make(spec, scratch, from_dir, progress, convert_pickle)
+                result = _make(spec, scratch, from_dir, progress, nurseries, convert_pickle)
                 _publish(scratch / spec.name, out / spec.name, scratch)
                 outcome = "the new artifact is in its place"
                 _sync(out)
             _write_record(home, result.wishes)
             seconds = time.monotonic() - start
-            return Result(result.manifest, False, seconds, result.origin, result.fused)
+            return Result(
+                result.manifest, False, seconds, result.origin, result.fused, result.peak_bytes
+            )
     except Exception as error:
         raise _translated(error, out, outcome) from error
 
@@ -91,36 +106,88 @@ class _Made:
     manifest: Manifest
     origin: str
     fused: Mapping[str, int]
+    peak_bytes: int
     wishes: dict[str, Any]
 
 
 def _make(
-    spec: ModelSpec, scratch: Path, from_dir: Path | None, progress: Progress, convert_pickle: bool
+    spec: ModelSpec,
+    scratch: Path,
+    from_dir: Path | None,
+    progress: Progress,
+    nurseries: Nurseries,
+    convert_pickle: bool,
 ) -> _Made:
     source = sources.open(spec, from_dir, scratch, progress, convert_pickle)
     converted = Converted(source.directory, {})
     if convert_pickle:
         converted = pickles.convert(source.directory, scratch, progress)
     files = sources.digests(source.directory, pickles=bool(converted.origins))
-    progress(f"files from {source.origin}; loading the libraries")
-    from export import facts, graph, pooling_graph, tokenizer, verify
+    progress(f"files from {source.origin}")
+    from export import comparison, facts, pooling_graph, tokenizer, verify
 
     found = facts.read(converted.directory, spec)
     stage = scratch / spec.name
     stage.mkdir()
-    progress("exporting graph")
-    written = graph.export(found, stage, spec.precision)
+    cases = verify.cases(found, comparison.longest(found))
+    texts = generated(found.directory / artifact.TOKENIZER)
+    question = _question(converted.directory, scratch, found, cases, texts)
+    progress("making the graph, and asking sentence-transformers")
+    written, answers = _graph_and_answers(found, question, stage, scratch, spec, nurseries)
     pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
-    tokenizer.export(found, stage)
+    tokenizer.export(answers.tokenizer, found, stage)
     manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written)
     manifest = replace(manifest, converted_from=converted.origins)
-    progress("comparing with sentence-transformers")
-    parity, golden = verify.compare(stage, converted.directory, found, manifest)
+    progress("comparing")
+    parity, golden = verify.compare(stage, manifest, cases, texts, answers, written.versions)
     artifact.write_golden(stage, golden)
     manifest = artifact.write(stage, replace(manifest, parity=parity))
     artifact.check_files(stage, artifact.read(stage))
     record = {"fingerprint": manifest.fingerprint, "files": files, **_wishes(spec)}
-    return _Made(manifest, source.origin, written.fused, record)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = max(own, written.peak_bytes, answers.peak_bytes)
+    return _Made(manifest, source.origin, written.fused, peak, record)
+
+
+def _question(
+    directory: Path, scratch: Path, found: Facts, cases: Sequence[Case], texts: Sequence[str]
+) -> Job:
+    """What the reference is asked about a model, and how it sees the model's files."""
+    place = scratch / "reference"
+    place.mkdir()
+    return Job(
+        directory=view.make(directory, scratch / "view", found.replaced),
+        scratch=place,
+        limit=found.own_limit,
+        max_tokens=found.max_tokens,
+        cases=cases,
+        texts=texts,
+        matryoshka=found.matryoshka,
+        added=[(step.kind, step.eps) for step in found.finishing if step.added],
+    )
+
+
+def _graph_and_answers(
+    found: Facts,
+    question: Job,
+    stage: Path,
+    scratch: Path,
+    spec: ModelSpec,
+    nurseries: Nurseries,
+) -> tuple[Graph, Answers]:
+    """Run both processes: at once where both fit into memory."""
+    from export import graph
+
+    place = scratch / "graph"
+    place.mkdir()
+    with graph.start(found, stage, place, nurseries) as making:
+        if found.weight_bytes > _TOGETHER_BYTES:
+            written = graph.finish(making, stage, spec.precision)
+            with question.start(nurseries) as asking:
+                return written, question.read(asking)
+        with question.start(nurseries) as asking:
+            written = graph.finish(making, stage, spec.precision)
+            return written, question.read(asking)
 
 
 def _manifest(spec: ModelSpec, found: Any, finishing: tuple[Step, ...], written: Any) -> Manifest:

@@ -13,8 +13,10 @@ from embedserve import __version__, config
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build
+from export.steps import Nurseries
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+COMMAND = "add"  # export/add.py; no model can have this name
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,21 @@ class Outcome:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; errors are one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [COMMAND]:
+        from export import add
+
+        return add.main(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         if options.convert_pickle and not options.names:
             raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
         specs = _choose(config.read(options.models).models, options.names, options.models)
         directories = _directories(specs, options.source)
-        outcomes = [_export(spec, options, directories.get(spec.name)) for spec in specs]
+        with Nurseries() as nurseries:
+            outcomes = [
+                _export(spec, options, directories.get(spec.name), nurseries) for spec in specs
+            ]
     except StartupError as error:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
@@ -46,10 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m export",
         description="Make the artifacts that embedserve serves, each compared with "
         "sentence-transformers before it is published.",
+        epilog="python -m export add OWNER/NAME writes a model of the hub into models.toml first.",
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="models of models.toml; none: all but the optional"
@@ -78,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with the exit status of sysexits.h."""
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as argparse's does
@@ -113,7 +124,9 @@ def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, P
     return {spec.name: source / spec.name for spec in specs}
 
 
-def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -> Outcome:
+def _export(
+    spec: ModelSpec, options: argparse.Namespace, source: Path | None, nurseries: Nurseries
+) -> Outcome:
     out: Path = options.out
     start = time.monotonic()
 
@@ -122,7 +135,9 @@ def _export(spec: ModelSpec, options: argparse.Namespace, source: Path | None) -
         print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
     try:
-        result = build.export(spec, out, source, options.force, progress, options.convert_pickle)
+        result = build.export(
+            spec, out, source, options.force, progress, nurseries, options.convert_pickle
+        )
     except StartupError as error:
         print(f"{spec.name}: {error}", file=sys.stderr)
         return Outcome(spec.name, error=error)
@@ -143,7 +158,7 @@ def _status(outcomes: Sequence[Outcome], strict: bool) -> int:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """A table of what there is now: size, time and parity, or why there is none."""
-    heads = ("model", "", "MB", "seconds", "max |diff|", "min cosine", "texts")
+    heads = ("model", "", "MB", "seconds", "peak MB", "max |diff|", "min cosine", "texts", "tokens")
     rows = [heads, *(_row(o.name, o.result) for o in outcomes if o.result is not None)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
     lines = []
@@ -155,12 +170,18 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 def _row(name: str, result: build.Result) -> tuple[str, ...]:
     parity = result.manifest.parity
-    figures = ("", "", "")
+    figures = ("", "", "", "")
     if parity is not None:
         figures = (
             f"{parity.max_abs_difference:.1e}",
             f"{parity.min_cosine:.7f}",
             str(parity.texts),
+            _compared(result.manifest.max_tokens, parity.longest),
         )
     state = "kept" if result.kept else "exported"
-    return (name, state, f"{result.megabytes:.1f}", f"{result.seconds:.1f}", *figures)
+    peak = f"{result.peak_bytes / 1e6:.0f}" if result.peak_bytes else ""
+    return (name, state, f"{result.megabytes:.1f}", f"{result.seconds:.1f}", peak, *figures)
+
+
+def _compared(limit: int, longest: int) -> str:
+    return str(longest) if longest >= limit else f"{longest} of {limit}"

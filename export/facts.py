@@ -15,9 +15,21 @@ import tokenizers
 
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import modules, wishes
-from export.files import Json, check_keys, inside, integer, load, refuse_pickle, refused
+from export import config_keys, modules, tokenizer_keys, wishes
+from export.families.family import Keys
+from export.families.registry import FAMILIES
+from export.files import (
+    Json,
+    check_keys,
+    inside,
+    integer,
+    load,
+    refuse_pickle,
+    refused,
+    weight_bytes,
+)
 from export.modules import Finish
+from export.optimum_families import OPTIMUM
 
 # A missing model_max_length, as transformers writes it down.
 _NO_LIMIT = 10**9
@@ -29,7 +41,8 @@ class Facts:
 
     `directory` holds config.json, weights and tokenizer; hidden_size is that of its token
     embeddings, dimension that of the final vector; max_tokens counts special tokens, and own_limit
-    is what it is without the wish for a lower one.
+    is what it is without the wish for a lower one; weight_bytes counts the weights in float32.
+    `replaced` are files, by their path in the model, that today's libraries must see otherwise.
     """
 
     directory: Path
@@ -46,6 +59,8 @@ class Facts:
     default_prompt_name: str | None
     do_lower_case: bool
     pad_token_id: int
+    weight_bytes: int
+    replaced: Mapping[str, Json]
 
 
 def read(directory: Path, spec: ModelSpec) -> Facts:
@@ -78,6 +93,8 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
         default_prompt_name=default_prompt_name,
         do_lower_case=bool(sentence.get("do_lower_case", False)),
         pad_token_id=_pad_token_id(tokenizer_config, root),
+        weight_bytes=weight_bytes(root),
+        replaced=MappingProxyType({}),
     )
 
 
@@ -104,20 +121,27 @@ _ATTENTION: Mapping[str, tuple[str | None, ...]] = {
 
 def _config(path: Path) -> Json:
     config: Json = load(path, dict)
-    if not isinstance(config.get("model_type"), str):
-        raise refused(f"{path}: model_type = {config.get('model_type')!r}; a name is accepted")
-    # nomic_bert's own code is replaced by export/families/nomic_bert.py and never run.
-    if "auto_map" in config and config["model_type"] != "nomic_bert":
-        raise refused(f"{path}: auto_map names remote code; it is never run")
     for key, accepted in _ATTENTION.items():
         if config.get(key) not in accepted:
             raise refused(f"{path}: {key} = {config[key]!r} may name remote code; remove it")
-    for key in ("is_encoder_decoder", "quantization_config"):
-        if config.get(key):
-            raise refused(f"{path}: {key} = {config[key]!r} is not supported; accepted: none")
     if (adapter := path.parent / "adapter_config.json").exists():
         raise refused(f"{adapter}: adapters are not supported; merge it into the model first")
+    config_keys.check(config, _keys(config, path), path)
     return config
+
+
+def _keys(config: Json, path: Path) -> Keys:
+    """The keys that the model's family knows. StartupError for a family that is not known."""
+    kind = config.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if "auto_map" in config and not (family and family.auto_map):
+        raise refused(f"{path}: auto_map names remote code; it is never run")
+    if family is not None:
+        return {**family.keys, **dict.fromkeys(("auto_map", *_ATTENTION))}
+    if not isinstance(kind, str) or kind not in OPTIMUM:
+        known = ", ".join(sorted({*FAMILIES, *OPTIMUM}))
+        raise refused(f"{path}: model_type = {kind!r} is not supported; accepted: {known}")
+    return {**OPTIMUM[kind].keys, **dict.fromkeys(_ATTENTION)}
 
 
 # In sentence-transformers' order; the first that is not empty counts.
@@ -160,11 +184,7 @@ def _tokenizer_config(path: Path) -> Json:
     if not (tokenizer := path.parent / "tokenizer.json").is_file():
         raise refused(f"{tokenizer}: no such file; only tokenizers in this form are supported")
     config: Json = load(path, dict) if path.exists() else {}
-    if "auto_map" in config:
-        raise refused(f"{path}: auto_map names remote code; it is never run")
-    if config.get("truncation_side", "right") != "right":
-        found = config["truncation_side"]
-        raise refused(f'{path}: truncation_side = {found!r} is not supported; accepted: "right"')
+    tokenizer_keys.check(config, path)
     return config
 
 
@@ -188,7 +208,7 @@ def _pad_token_id(config: Json, root: Path) -> int:
 
 
 def _max_tokens(sentence: Json, tokenizer_config: Json, config: Json, root: Path) -> int:
-    """The limit as sentence-transformers 5.7 sets it.
+    """The limit as sentence-transformers sets it.
 
     max_seq_length alone when it is given; else the tokenizer's model_max_length, at most
     config.json's max_position_embeddings.

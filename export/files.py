@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,32 @@ def has_pickle_alone(directory: Path) -> bool:
     """Whether a module has a pickle that can be converted, and no safetensors."""
     has_weights = any((directory / name).is_file() for name in WEIGHTS)
     return not has_weights and any((directory / n).is_file() for n in (PICKLE, PICKLE_INDEX))
+
+
+def weight_bytes(directory: Path) -> int:
+    """How many bytes the weights of `directory` have in float32, by the headers of its files."""
+    from safetensors import safe_open
+
+    numbers = 0
+    for path in weight_files(directory):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                numbers += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
+        except Exception as error:  # the library raises its own bare Exception
+            raise refused(f"{path}: cannot be read as safetensors: {error}") from error
+    return 4 * numbers
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or the parts that its index lists. StartupError for a wrong index."""
+    if (whole := directory / WEIGHTS[0]).is_file():
+        return [whole]
+    index = directory / WEIGHTS[1]
+    names = load(index, dict).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise refused(f"{index}: weight_map = {names!r}; names of tensors and files are accepted")
+    files = sorted({str(name) for name in names.values()})
+    for name in files:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise refused(f"{index}: names {name!r}; a file beside it is accepted")
+    return [directory / name for name in files]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
+from pathlib import Path
+
 _PARAGRAPH = (
     "The harbour was quiet that morning, and the ferry that usually carried commuters across the "
     "bay lay still beside the pier. A technician in orange overalls crouched over the winch, "
@@ -119,3 +123,52 @@ def past_limit(max_tokens: int) -> str:
     """Return a text of more than `max_tokens` words, so of more tokens with any tokenizer."""
     words = _PARAGRAPH.split()
     return " ".join((words * (max_tokens // len(words) + 1))[: max_tokens + 16])
+
+
+# Ranges of code points of many scripts, with spaces, marks, controls and other planes.
+_RANGES = (
+    (0x20, 0x7E),
+    (0x00, 0x1F),
+    (0xA0, 0x24F),
+    (0x300, 0x36F),
+    (0x370, 0x52F),
+    (0x590, 0x6FF),
+    (0x900, 0x97F),
+    (0xE00, 0xE7F),
+    (0x1100, 0x11FF),
+    (0x2000, 0x206F),
+    (0x2190, 0x27BF),
+    (0x3040, 0x30FF),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A3),
+    (0xE000, 0xE0FF),
+    (0xFB00, 0xFEFE),
+    (0xFF00, 0xFFEF),
+    (0x1F300, 0x1FAFF),
+    (0x20000, 0x20FFF),
+)
+_GENERATED = 400
+
+
+def generated(tokenizer: Path) -> list[str]:
+    """Texts whose ids are compared beside those of TEXTS: the same at every export of a model.
+
+    Random ones of several scripts, and the added tokens that the file `tokenizer` declares, in the
+    middle of a word, beside spaces and repeated.
+    """
+    chosen = random.Random(20261127)  # noqa: S311  # no secret: the same texts every time
+    texts = [_random_text(chosen) for _ in range(_GENERATED)]
+    document = json.loads(tokenizer.read_text(encoding="utf-8"))
+    added = [str(token.get("content")) for token in document.get("added_tokens") or ()]
+    for token in added[:64] + added[64:][-64:]:
+        texts += [token, f"a{token}b", f" {token} x {token}{token}", f"{token.upper()} {token}."]
+    return texts
+
+
+def _random_text(chosen: random.Random) -> str:
+    words = []
+    for _ in range(chosen.randint(1, 8)):
+        first, last = chosen.choice(_RANGES)
+        letters = (chr(chosen.randint(first, last)) for _ in range(chosen.randint(1, 9)))
+        words.append("".join(letters))
+    return chosen.choice((" ", "  ", "", "\n", " - ")).join(words)

@@ -24,6 +24,7 @@ from embedserve.pooling import POOLING
 from embedserve.readiness import LOST_SECONDS
 from embedserve.settings import Settings, merge
 from embedserve.tokenization import CHARACTERS_PER_TOKEN
+from export import add as export_add
 from export import cli as export_cli
 from tests.conftest import ROOT
 from tests.documents import (
@@ -122,7 +123,9 @@ class TestCode:
         found = list(commands("python -m export"))
         assert len(found) > 5
         for path, line in found:
-            _accepts(export_cli._parser(), line, path)
+            is_add, rest = line.startswith("add "), line.removeprefix("add ")
+            parser = export_add._parser() if is_add else export_cli._parser()
+            _accepts(parser, rest, path)
 
     def test_make(self) -> None:
         """Every target and variable of make exists."""
@@ -226,11 +229,13 @@ class TestConfiguration:
             for name in cli._COMMANDS
         }
         own["embedserve verify"] = {"--provider", "--skip-missing"}
-        own["python -m export"] = {
-            max(action.option_strings, key=len)
-            for action in export_cli._parser()._actions
-            if action.option_strings
-        } - {"--help", "--version"}
+        for name, parser in (
+            ("python -m export", export_cli._parser()),
+            ("python -m export add", export_add._parser()),
+        ):
+            actions = [action for action in parser._actions if action.option_strings]
+            flags = {max(action.option_strings, key=len) for action in actions}
+            own[name] = flags - {"--help", "--version"}
         assert {name: flags for name, flags in rows.items() if name in own} == own
 
     def test_exit_statuses(self) -> None:
@@ -362,8 +367,8 @@ LISTED = (
         "server_table", "settings", "tokenization", "tune",
     )),
     *(f"export/{name}.py" for name in (
-        "build", "cli", "facts", "files", "graph", "modules", "packages", "pickles", "sources",
-        "tokenizer", "verify", "wishes",
+        "add", "admission", "build", "card", "catalogue", "cli", "facts", "files", "graph", "hub",
+        "modules", "origin", "packages", "pickles", "sources", "tokenizer", "verify", "wishes",
     )),
 )  # fmt: skip
 # What makes an error, and the status it has unless it says another.
@@ -371,6 +376,7 @@ MAKERS = {
     "StartupError": Exit.CONFIG,
     "refused": Exit.DATAERR,
     "UnusableError": Exit.UNAVAILABLE,
+    "_unavailable": Exit.UNAVAILABLE,
     "_altered": Exit.CONFIG,
     "_failed": Exit.SOFTWARE,
 }

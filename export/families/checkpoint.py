@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embedserve.pooling import Floats
-from export.files import WEIGHTS, load, refused
+from export.files import WEIGHTS, refused, weight_files
 
 _DTYPES = ("F32", "F16", "BF16")
 
@@ -36,7 +36,7 @@ class Checkpoint:
         self._ignored = [re.compile(pattern) for pattern in ignored]
         self._files: list[Any] = []
         self._places: dict[str, tuple[Any, str]] = {}
-        for part in _parts(directory):
+        for part in weight_files(directory):
             file = _open(part)
             self._files.append(file)
             for key in file.keys():  # noqa: SIM118  # the library's own method, no dict
@@ -91,20 +91,6 @@ class Checkpoint:
 
 def _without(key: str, prefixes: Sequence[str]) -> str:
     return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
-
-
-def _parts(directory: Path) -> list[Path]:
-    index = directory / WEIGHTS[1]
-    if (whole := directory / WEIGHTS[0]).is_file():
-        return [whole]
-    names = load(index, dict).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise refused(f"{index}: weight_map = {names!r}; names of tensors and files are accepted")
-    files = sorted({str(name) for name in names.values()})
-    for name in files:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise refused(f"{index}: names {name!r}; a file beside it is accepted")
-    return [directory / name for name in files]
 
 
 def _open(path: Path) -> Any:

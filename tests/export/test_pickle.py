@@ -29,6 +29,7 @@ from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, cli, confinement, pickles, sources, unpickling
 from export.files import PICKLE, PICKLE_INDEX, WEIGHTS
+from export.steps import Nurseries
 
 ROOT = Path(__file__).parents[2]
 
@@ -511,7 +512,7 @@ def test_the_wish_needs_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_artifact_of_a_pickle(tmp_path: Path) -> None:
+def test_an_artifact_of_a_pickle(tmp_path: Path, nurseries: Nurseries) -> None:
     """By the wish alone; then it is the model that its safetensors are, and says where from."""
     from tests.export.checkpoints import bert, checkpoint
 
@@ -521,17 +522,17 @@ def test_an_artifact_of_a_pickle(tmp_path: Path) -> None:
     (pickled / WEIGHTS[0]).unlink()
     spec, out = ModelSpec("m"), tmp_path / "out"
     with pytest.raises(StartupError, match="--convert-pickle NAME converts it"):
-        build.export(spec, out, pickled, False, print)
-    made = build.export(spec, out, pickled, False, print, convert_pickle=True)
-    usual = build.export(spec, tmp_path / "usual", given, False, print)
+        build.export(spec, out, pickled, False, print, nurseries)
+    made = build.export(spec, out, pickled, False, print, nurseries, convert_pickle=True)
+    usual = build.export(spec, tmp_path / "usual", given, False, print, nurseries)
     assert made.manifest.converted_from == {PICKLE: sha256(pickled / PICKLE)}
     assert made.manifest.fingerprint == usual.manifest.fingerprint
     assert usual.manifest.converted_from == {}
     assert artifact.read(out / "m") == made.manifest
     for wish in (True, False):
-        assert build.export(spec, out, pickled, False, print, convert_pickle=wish).kept
+        assert build.export(spec, out, pickled, False, print, nurseries, convert_pickle=wish).kept
     with (pickled / PICKLE).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(StartupError, match="--convert-pickle NAME converts it"):
-        build.export(spec, out, pickled, False, print)  # the pickle is another one
+        build.export(spec, out, pickled, False, print, nurseries)  # the pickle is another one
     assert artifact.read(out / "m") == made.manifest

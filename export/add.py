@@ -1,0 +1,254 @@
+"""`python -m export add OWNER/NAME`: a model of the hub, or a directory, into models.toml."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedserve import config
+from embedserve.config import shown
+from embedserve.errors import Exit, StartupError
+from embedserve.server_table import replace_file
+from export import card, catalogue, cli, origin, table
+from export.card import Decision
+from export.catalogue import Catalogue, Entry
+
+Export = Callable[[Sequence[str]], int]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What is to be appended; see `table.appended`."""
+
+    name: str
+    wishes: Mapping[str, Any]
+    comments: Mapping[str, str]
+
+
+def main(arguments: Sequence[str], export: Export = cli.main) -> int:
+    """Add a model and return the exit status; `export` runs `python -m export` with arguments."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _add(options, catalogue.read(), export)
+    except StartupError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return int(error.status)
+    except KeyboardInterrupt:
+        print(f"export: interrupted; {options.models} is as it was", file=sys.stderr)
+        return cli.INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="python -m export add",
+        description="Write a model's table into models.toml, with its commit, its digests and "
+        "what its card says, and export it. Where the export fails, models.toml stays as it was.",
+    )
+    parser.add_argument("repository", nargs="?", metavar="OWNER/NAME", help="a model of the hub")
+    parser.add_argument(
+        "--as", dest="name", metavar="NAME", help="its name here; default: what follows the '/'"
+    )
+    parser.add_argument(
+        "--revision", metavar="R", help="a branch, tag or commit; default: the newest commit"
+    )
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="DIR",
+        help="take the files from here, and do not ask the hub",
+    )
+    parser.add_argument("--task", help="of a model that has several")
+    parser.add_argument(
+        "--convert-pickle", action="store_true", help="as of the export, for weights in a pickle"
+    )
+    parser.add_argument(
+        "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
+    )
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="default: %(default)s")
+    return parser
+
+
+def _add(options: argparse.Namespace, known: Catalogue, export: Export) -> int:
+    repository, models = options.repository, options.models
+    _check_arguments(repository, options.revision, options.source)
+    entry = _entry(known, repository)
+    name = options.name or _default_name(repository, options.source)
+    task = card.choose_task(repository or name, entry, options.task)
+    with _candidate(models, _Table(name, {}, {})):
+        pass  # the name and the file are good, before anything is downloaded
+    revision, source, convert = options.revision, options.source, options.convert_pickle
+    if source is not None:
+        found = origin.from_directory(name, repository, revision, source, convert)
+    else:
+        found = origin.from_hub(name, repository, revision, known, convert)
+    decisions = [*found.decisions, *card.decide(found.directory, entry, task)]
+    print(_told(name, entry, decisions, found.digests))
+    new = _table(name, repository, entry, decisions, found.digests)
+    with _candidate(models, new) as candidate:
+        command = [name, "--models", str(candidate), "--out", str(options.out)]
+        command += ["--from", str(source)] if source is not None else []
+        command += ["--convert-pickle"] if convert else []
+        status = export(command)
+    if status:
+        print(f"export: {name}: not added; {models} is as it was", file=sys.stderr)
+        return status
+    _write(models, _with(models, new))  # what was edited while the export ran stays
+    print(f"{name}: added to {models}")
+    return 0
+
+
+@contextlib.contextmanager
+def _candidate(models: Path, new: _Table) -> Iterator[Path]:
+    """A copy of models.toml with the table, validated; it goes when the block ends."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / models.name
+        path.write_bytes(_with(models, new).encode())
+        try:
+            config.read(path)
+        except StartupError as error:
+            raise StartupError(str(error).replace(str(path), str(models)), error.status) from None
+        yield path
+
+
+# -- before anything is asked ------------------------------------------------------------------
+
+
+def _check_arguments(repository: str | None, revision: str | None, source: Path | None) -> None:
+    if repository is None and source is None:
+        raise StartupError("add wants OWNER/NAME, --from DIR or both", Exit.USAGE)
+    if repository is not None and not _REPOSITORY.fullmatch(repository):
+        raise StartupError(f"{repository}: no name of the hub; OWNER/NAME is accepted", Exit.USAGE)
+    if source is None:
+        return
+    if not (source / "modules.json").is_file():
+        raise StartupError(
+            f"--from {source}: no modules.json there; the directory of one sentence-transformers "
+            "model is accepted",
+            Exit.NOINPUT,
+        )
+    if revision is not None and (repository is None or not _COMMIT.fullmatch(revision)):
+        raise StartupError(
+            f"--revision {revision}: with --from, a commit of 40 hexadecimal digits of OWNER/NAME "
+            "is accepted",
+            Exit.USAGE,
+        )
+
+
+def _entry(known: Catalogue, repository: str | None) -> Entry | None:
+    if repository is None:
+        return None
+    if reason := known.reason(repository):
+        raise StartupError(f"{repository}: known not to work: {reason}", Exit.DATAERR)
+    return known.entry(repository)
+
+
+def _default_name(repository: str | None, source: Path | None) -> str:
+    if repository is not None:
+        return repository.partition("/")[2]
+    assert source is not None
+    return source.resolve().name
+
+
+# -- the table ---------------------------------------------------------------------------------
+
+
+def _table(
+    name: str,
+    repository: str | None,
+    entry: Entry | None,
+    decisions: Iterable[Decision],
+    digests: Mapping[str, str],
+) -> _Table:
+    written = [d for d in decisions if d.value is not None]
+    wishes = {d.key: d.value for d in written} | {"sha256": digests}
+    comments = {"": f"Added by `python -m export add{f' {repository}' if repository else ''}`."}
+    first = next((d.key for d in written if d.origin == card.CATALOGUE), None)
+    if first is not None and entry is not None:
+        unread = "" if entry.read else " (not read by those who wrote the catalogue)"
+        comments[first] = f"The card says this, and the files do not: {entry.page}{unread}"
+    return _Table(name, wishes, comments)
+
+
+def _with(path: Path, new: _Table) -> str:
+    """The text of models.toml with a table more; StartupError where the name is taken."""
+    text = _text(path, new.name)
+    try:
+        return table.appended(text, new.name, new.wishes, new.comments)
+    except ValueError as error:
+        raise StartupError(f"{path}: cannot be edited: {error}") from error
+
+
+def _text(path: Path, name: str) -> str:
+    try:
+        text = path.read_bytes().decode()
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise StartupError(f"{path}: no such file; name it with --models", Exit.NOINPUT) from None
+    except (OSError, ValueError) as error:
+        raise StartupError(f"{path}: cannot be read as TOML: {error}") from error
+    for kind in ("models", "aliases"):
+        if name in document.get(kind, {}):
+            raise StartupError(
+                f"{name}: {path} has [{kind}.{name}] already; give another name with --as NAME",
+                Exit.USAGE,
+            )
+    if name == cli.COMMAND:
+        raise StartupError(f"{name}: the name of a command; give another with --as", Exit.USAGE)
+    for place in (path, path.resolve().parent):
+        if not os.access(place, os.W_OK):
+            raise StartupError(f"{place}: not writable by this user", Exit.CANTCREAT)
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        replace_file(path.resolve(), text.encode())
+    except OSError as error:
+        raise StartupError(
+            f"{path}: cannot be written: {error}; the artifact is in its place, and the table is "
+            "not",
+            Exit.CANTCREAT,
+        ) from error
+
+
+# -- what is told ------------------------------------------------------------------------------
+
+
+def _told(
+    name: str, entry: Entry | None, decisions: Sequence[Decision], digests: Mapping[str, str]
+) -> str:
+    """A table of what was decided and from where, and what the catalogue adds to it."""
+    rows = [("key", "from", "value"), *((d.key, d.origin, _shown(d.value)) for d in decisions)]
+    rows.append(("sha256", "the files", f"{len(digests)} files"))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = [f"{name}:"]
+    lines += [f"  {k.ljust(widths[0])}  {o.ljust(widths[1])}  {v}" for k, o, v in rows]
+    if entry is None:
+        lines.append("  not in the catalogue: read its card for prompts, dimensions and limits")
+    else:
+        unread = "" if entry.read else ", not read for it: nothing of the card is known here"
+        lines.append(f"  catalogue: {entry.page}{unread}")
+    if entry is not None and entry.note:
+        lines.append(f"  note: {entry.note}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} = {shown(text)}" for key, text in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,76 @@
+"""Files -> model.onnx, weights.bin by a family of export/families.
+
+Runs in a process of its own (export.steps). The configuration is read by today's transformers, so
+that what older and newer files call otherwise, or leave to a default, is one case.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embedserve.artifact import GRAPH, WEIGHTS
+from embedserve.errors import Exit, StartupError
+from export.families.checkpoint import Checkpoint
+from export.families.family import Built, Family
+from export.families.graph_builder import GraphBuilder
+from export.families.layers import Layers
+from export.families.registry import FAMILIES
+from export.files import refused
+from export.libraries import quiet, versions
+from export.steps import Json
+
+LIBRARIES = ("transformers", "torch", "onnx")
+
+
+def load() -> None:
+    """Import what a run needs."""
+    with quiet():
+        import transformers  # noqa: F401
+
+
+def run(job: Json) -> Json:
+    """Write out/model.onnx and weights.bin; return versions and the manifest's masked_up_to.
+
+    The same files give the same bytes. StartupError (65) names a tensor or a key that is wrong,
+    before anything is written.
+    """
+    directory, out = Path(job["directory"]), Path(job["out"])
+    family = FAMILIES[job["model_type"]]
+    config = _config(directory)
+    _build(family, config, directory, GraphBuilder(None), shapes_only=True)
+    with (out / WEIGHTS).open("wb") as weights:
+        graph = GraphBuilder(weights)
+        built = _build(family, config, directory, graph, shapes_only=False)
+    if built.hidden_size != job["hidden_size"]:
+        raise refused(
+            f"{directory / 'config.json'}: token embeddings have {built.hidden_size} components; "
+            f"the pooling module's config.json says {job['hidden_size']}"
+        )
+    graph.write(built.output, built.hidden_size, out / GRAPH)
+    return {"versions": versions(LIBRARIES), "masked_up_to": built.masked_up_to}
+
+
+def _build(
+    family: Family, config: Any, directory: Path, graph: GraphBuilder, shapes_only: bool
+) -> Built:
+    weights = Checkpoint(directory, family.prefixes, family.ignored, shapes_only)
+    built = family.build(config, Layers(graph, weights))
+    weights.finish()
+    return built
+
+
+def _config(directory: Path) -> Any:
+    with quiet():
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever its validation raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StartupError(
+                f"{directory / 'config.json'}: transformers cannot read it: {reason}",
+                Exit.DATAERR,
+            ) from error

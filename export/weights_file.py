@@ -1,0 +1,66 @@
+"""weights.bin: a graph's large tensors beside it, and which of them are tables of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import set_external_data
+
+from embedserve.artifact import WEIGHTS, Table
+from export.families.graph_builder import LARGE_TENSOR
+from export.libraries import quiet
+
+# Operators that read some rows of a tensor and leave the rest alone.
+_LOOKUPS = {"Gather", "EmbedLayerNormalization"}
+
+
+def split(model: onnx.ModelProto, path: Path) -> None:
+    """Write `model` as `path`, and its large tensors beside it.
+
+    Written here: onnx's own writer opens the file in C++, and a full disk is then "rejected path".
+    """
+    with (path.parent / WEIGHTS).open("wb") as file:
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) >= LARGE_TENSOR:
+                set_external_data(tensor, WEIGHTS, file.tell(), len(tensor.raw_data))
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+
+
+def to_fp16(path: Path) -> onnx.ModelProto:
+    """Convert the graph at `path` to half precision; the output stays float32.
+
+    Pooling and what follows it are then exact.
+    """
+    with quiet():
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        model: onnx.ModelProto = convert_float_to_float16(
+            onnx.load(path), keep_io_types=True, disable_shape_infer=True
+        )
+    split(model, path)
+    return model
+
+
+def tables(graph: onnx.GraphProto) -> Iterator[Table]:
+    """The tensors that nodes look up by row and nothing else reads."""
+    readers: dict[str, set[str]] = {}
+    for node in _nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    for tensor in graph.initializer:
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if place and readers.get(tensor.name, {""}) <= _LOOKUPS:
+            yield Table(tensor.name, int(place.get("offset", 0)), tuple(tensor.dims))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
