@@ -12,9 +12,9 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules.layer_norm import LayerNorm
-from sentence_transformers.sentence_transformer.modules.normalize import Normalize
 from sentence_transformers.sentence_transformer.modules.pooling import Pooling
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -256,16 +256,15 @@ def as_saved_by_2(directory: Path) -> Path:
     return directory
 
 
-def as_saved_by_6(directory: Path) -> Path:
-    """Rewrite a checkpoint as sentence-transformers 6.x saves it: Normalize has moved."""
+def as_saved_by_5(directory: Path) -> Path:
+    """Rewrite a checkpoint as sentence-transformers 5.x saved it: Normalize has moved since."""
     modules = read_json(directory / "modules.json")
     for module in modules:
         if module["type"].endswith("Normalize"):
-            module["type"] = "sentence_transformers.base.modules.normalize.Normalize"
-            config = {"module_input_name": "sentence_embedding"}
-            config["module_output_name"] = "sentence_embedding"
-            (directory / module["path"]).mkdir(exist_ok=True)
-            write_json(directory / module["path"] / "config.json", config)
+            module["type"] = (
+                "sentence_transformers.sentence_transformer.modules.normalize.Normalize"
+            )
+            (directory / module["path"] / "config.json").unlink(missing_ok=True)
     write_json(directory / "modules.json", modules)
     return directory
 

@@ -17,7 +17,9 @@ from embedserve import artifact
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, cli, graph
+from export.steps import Step
 from tests.export.checkpoints import bert, checkpoint, edit_json
+from tests.export.conftest import Export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,10 +32,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(export_model: Export, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An --out directory with the model exported."""
     out = tmp_path_factory.mktemp("made")
-    build.export(SPEC, out, source, False, print)
+    export_model(SPEC, out, source)
     return out
 
 
@@ -43,61 +45,63 @@ def out(made: Path, tmp_path: Path) -> Path:
 
 
 def test_two_exports_are_byte_identical(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Export, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same files give the same bytes and fingerprint, times aside."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    first = build.export(SPEC, tmp_path / "1", source, False, print)
+    first = export_model(SPEC, tmp_path / "1", source)
     moved = Path(shutil.copytree(source, tmp_path / "elsewhere"))
-    second = build.export(SPEC, tmp_path / "2", moved, False, print)
+    second = export_model(SPEC, tmp_path / "2", moved)
     assert first.manifest.fingerprint == second.manifest.fingerprint
     assert first.manifest.created == "2023-11-14T22:13:20Z"
     assert contents(tmp_path / "1" / "m") == contents(tmp_path / "2" / "m")
 
 
-def test_an_artifact_up_to_date_is_kept(source: Path, out: Path) -> None:
+def test_an_artifact_up_to_date_is_kept(export_model: Export, source: Path, out: Path) -> None:
     """Same files, same wishes: nothing is touched; --force makes it anew."""
     before = contents(out / "m")
-    assert build.export(SPEC, out, source, False, print).kept
-    assert build.export(SPEC, out, None, False, print).kept
+    assert export_model(SPEC, out, source).kept
+    assert export_model(SPEC, out, None).kept
     assert contents(out / "m") == before
-    assert not build.export(SPEC, out, source, True, print).kept
+    assert not export_model(SPEC, out, source, True).kept
 
 
-def test_other_wishes_make_it_anew(source: Path, out: Path) -> None:
+def test_other_wishes_make_it_anew(export_model: Export, source: Path, out: Path) -> None:
     """A changed table of models.toml, or changed files, and the artifact is made again."""
     wished = replace(SPEC, prompts={"query": "query: "})
-    result = build.export(wished, out, source, False, print)
+    result = export_model(wished, out, source)
     assert not result.kept
     assert dict(result.manifest.prompts) == {"query": "query: "}
 
 
-def test_changed_files_make_it_anew(source: Path, out: Path, tmp_path: Path) -> None:
+def test_changed_files_make_it_anew(
+    export_model: Export, source: Path, out: Path, tmp_path: Path
+) -> None:
     """--from a directory whose files differ from those exported."""
     other = Path(shutil.copytree(source, tmp_path / "other"))
     edit_json(other / "sentence_bert_config.json", max_seq_length=40)
-    result = build.export(SPEC, out, other, False, print)
+    result = export_model(SPEC, out, other)
     assert not result.kept
     assert result.manifest.max_tokens == 40
 
 
-def test_an_altered_artifact_is_made_anew(source: Path, out: Path) -> None:
+def test_an_altered_artifact_is_made_anew(export_model: Export, source: Path, out: Path) -> None:
     """A flipped bit is not up to date."""
     path = out / "m" / artifact.GRAPH
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
-    assert not build.export(SPEC, out, source, False, print).kept
+    assert not export_model(SPEC, out, source).kept
     artifact.check_files(out / "m", artifact.read(out / "m"))
 
 
 def test_past_tolerance_nothing_is_published(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Export, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 70, naming text and figures; the old artifact stays, no scratch is left."""
     monkeypatch.setattr(artifact, "TOLERANCES", {"fp32": 0.0})
     with pytest.raises(StartupError, match=r"text \d+ \('.*differ by .*cosine") as caught:
-        build.export(SPEC, tmp_path, source, False, print)
+        export_model(SPEC, tmp_path, source)
     assert caught.value.status == Exit.SOFTWARE
     assert not (tmp_path / "m").exists()
     assert list((tmp_path / build.HOUSEKEEPING / "m").iterdir()) == [
@@ -106,15 +110,15 @@ def test_past_tolerance_nothing_is_published(
 
 
 def test_a_graph_of_another_model_is_not_published(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Export, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate is of the staged bytes: a graph that computes otherwise is found."""
-    whole = graph.export
+    whole = graph.finish
 
-    def broken(facts: object, stage: Path, precision: str) -> graph.Graph:
+    def broken(step: Step, stage: Path, precision: str) -> graph.Graph:
         import onnx
 
-        written = whole(facts, stage, precision)  # type: ignore[arg-type]
+        written = whole(step, stage, precision)
         model = onnx.load(stage / artifact.GRAPH)
         tables = {table.name for table in written.tables}  # these are read from the weights' file
         tensors = [t for t in model.graph.initializer if t.name not in tables]
@@ -125,14 +129,14 @@ def test_a_graph_of_another_model_is_not_published(
         onnx.save(model, stage / artifact.GRAPH)
         return written
 
-    monkeypatch.setattr(graph, "export", broken)
+    monkeypatch.setattr(graph, "finish", broken)
     with pytest.raises(StartupError, match="nothing was published"):
-        build.export(SPEC, tmp_path, source, False, print)
+        export_model(SPEC, tmp_path, source)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_a_failing_disk_is_one_line(
-    number: int, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Export, number: int, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 73 with the system's words; the artifact from before stays whole."""
     before = contents(out / "m")
@@ -142,38 +146,40 @@ def test_a_failing_disk_is_one_line(
 
     monkeypatch.setattr(build, "_sync", fail)
     with pytest.raises(StartupError, match=os.strerror(number)) as caught:
-        build.export(SPEC, out, source, True, print)
+        export_model(SPEC, out, source, True)
     assert caught.value.status == Exit.CANTCREAT
     assert contents(out / "m") == before
 
 
 def test_words_of_a_full_disk_are_understood(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_model: Export, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Libraries in C++ raise a RuntimeError that says it only in words."""
 
-    def full(facts: object, stage: Path, precision: str) -> graph.Graph:
+    def full(step: Step, stage: Path, precision: str) -> graph.Graph:
         try:
             raise RuntimeError("write failed: No space left on device")
         except RuntimeError as error:
             raise StartupError("cannot export", Exit.DATAERR) from error
 
-    monkeypatch.setattr(graph, "export", full)
+    monkeypatch.setattr(graph, "finish", full)
     with pytest.raises(StartupError, match="No space left") as caught:
-        build.export(SPEC, tmp_path, source, False, print)
+        export_model(SPEC, tmp_path, source)
     assert caught.value.status == Exit.CANTCREAT
 
 
-def test_leftovers_of_a_killed_run_are_cleared(source: Path, out: Path) -> None:
+def test_leftovers_of_a_killed_run_are_cleared(
+    export_model: Export, source: Path, out: Path
+) -> None:
     """What a killed export staged goes with the next run."""
     left = out / build.HOUSEKEEPING / "m" / "work-dead"
     (left / "m").mkdir(parents=True)
     (left / "m" / "model.onnx").write_bytes(b"half")
-    assert build.export(SPEC, out, source, False, print).kept
+    assert export_model(SPEC, out, source).kept
     assert not left.exists()
 
 
-def test_a_second_export_of_the_model_waits(source: Path, out: Path) -> None:
+def test_a_second_export_of_the_model_waits(export_model: Export, source: Path, out: Path) -> None:
     """Two at once do not mix: the second waits, then finds the first one's artifact."""
     said = threading.Event()
     with (out / build.HOUSEKEEPING / "m" / "lock").open("w") as lock:
@@ -181,7 +187,7 @@ def test_a_second_export_of_the_model_waits(source: Path, out: Path) -> None:
         results: list[build.Result] = []
         second = threading.Thread(
             target=lambda: results.append(
-                build.export(SPEC, out, source, False, lambda m: said.set())
+                export_model(SPEC, out, source, False, lambda m: said.set())
             )
         )
         second.start()

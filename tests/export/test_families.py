@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ from embedserve.backend import OnnxBackend
 from embedserve.batching import pad
 from embedserve.config import ModelSpec
 from embedserve.tokenization import Tokenizer
-from export import build
+from export.build import Result
 from export.texts import TEXTS
 from tests.export.checkpoints import (
     HIDDEN,
     LIMIT,
     as_saved_by_2,
-    as_saved_by_6,
+    as_saved_by_5,
     bert,
     checkpoint,
     dense,
@@ -38,6 +38,7 @@ from tests.export.checkpoints import (
     roberta,
     xlm_roberta,
 )
+from tests.export.conftest import Export
 
 # torch and transformers warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -92,7 +93,9 @@ VARIANTS: dict[str, Make] = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_equals_sentence_transformers_and_is_fused(name: str, tmp_path: Path) -> None:
+def test_a_family_equals_sentence_transformers_and_is_fused(
+    exported: Exported, name: str, tmp_path: Path
+) -> None:
     """100 texts within 1e-5, ids identical; the fusions of its kind are in the graph."""
     make, fused = FAMILIES[name]
     result = exported(make(tmp_path / "model"), tmp_path / "out")
@@ -102,7 +105,9 @@ def test_a_family_equals_sentence_transformers_and_is_fused(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["bert-cls", "modernbert", "nomic_bert"])
-def test_half_precision_is_within_its_tolerance(name: str, tmp_path: Path) -> None:
+def test_half_precision_is_within_its_tolerance(
+    exported: Exported, name: str, tmp_path: Path
+) -> None:
     """precision = "fp16": half the weights' bytes, and a certificate of its own tolerance."""
     wishes: dict[str, Any] = {}
     if name == "nomic_bert":
@@ -122,22 +127,24 @@ def test_half_precision_is_within_its_tolerance(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_equals_sentence_transformers(name: str, tmp_path: Path) -> None:
+def test_a_variant_equals_sentence_transformers(
+    exported: Exported, name: str, tmp_path: Path
+) -> None:
     """100 texts within 1e-5, ids identical."""
     source = VARIANTS[name](tmp_path / "model")
     exported(source, tmp_path / "out")
     assert_equal(tmp_path / "out" / "m", source)
 
 
-def test_a_checkpoint_of_6_equals_the_same_saved_by_5(tmp_path: Path) -> None:
-    """The class paths of 6.x, which 5.x cannot import, name the same modules."""
-    source = checkpoint(tmp_path / "saved-by-5")
-    newer = as_saved_by_6(Path(shutil.copytree(source, tmp_path / "saved-by-6")))
-    exported(newer, tmp_path / "out")
+def test_a_checkpoint_of_5_equals_the_same_saved_by_6(exported: Exported, tmp_path: Path) -> None:
+    """The class paths of 5.x, some of which have moved since, name the same modules."""
+    source = checkpoint(tmp_path / "saved-by-6")
+    older = as_saved_by_5(Path(shutil.copytree(source, tmp_path / "saved-by-5")))
+    exported(older, tmp_path / "out")
     assert_equal(tmp_path / "out" / "m", source)
 
 
-def test_nomic_bert_as_the_hub_has_it(tmp_path: Path) -> None:
+def test_nomic_bert_as_the_hub_has_it(export_model: Export, tmp_path: Path) -> None:
     """Its remote code is replaced, and texts past 512 tokens take the path without a mask."""
     source = nomic_bert(tmp_path / "model", limit=600)
     spec = ModelSpec(
@@ -146,7 +153,7 @@ def test_nomic_bert_as_the_hub_has_it(tmp_path: Path) -> None:
         matryoshka=(32, 16),
         prompts={"search_query": "search_query: "},
     )
-    result = build.export(spec, tmp_path / "out", source, False, print)
+    result = export_model(spec, tmp_path / "out", source)
     assert result.manifest.masked_up_to == 512
     assert result.manifest.max_tokens == 600
     assert dict(result.manifest.prompts) == {"search_query": "search_query: "}
@@ -154,7 +161,7 @@ def test_nomic_bert_as_the_hub_has_it(tmp_path: Path) -> None:
     assert result.fused["SkipLayerNormalization"] == 4
 
 
-def test_prompts_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+def test_prompts_are_those_of_sentence_transformers(exported: Exported, tmp_path: Path) -> None:
     """Each prompt, the default and none give sentence-transformers' vectors for that prompt."""
     source = checkpoint(tmp_path / "model", prompts=PROMPTS, default_prompt_name="passage")
     manifest = exported(source, tmp_path / "out").manifest
@@ -164,7 +171,7 @@ def test_prompts_are_those_of_sentence_transformers(tmp_path: Path) -> None:
         assert_equal(tmp_path / "out" / "m", source, prompt=prompt, prompt_name=name, texts=12)
 
 
-def test_do_lower_case_of_sentence_bert_config_lowers(tmp_path: Path) -> None:
+def test_do_lower_case_of_sentence_bert_config_lowers(exported: Exported, tmp_path: Path) -> None:
     """A cased tokenizer under do_lower_case gives the ids of lower-case text."""
     source = as_saved_by_2(checkpoint(tmp_path / "model"))
     edit_json(source / "sentence_bert_config.json", do_lower_case=True)
@@ -178,7 +185,7 @@ def test_do_lower_case_of_sentence_bert_config_lowers(tmp_path: Path) -> None:
     assert first.tolist() == second.tolist()
 
 
-def test_baked_padding_and_truncation_have_no_effect(tmp_path: Path) -> None:
+def test_baked_padding_and_truncation_have_no_effect(exported: Exported, tmp_path: Path) -> None:
     """MiniLM's tokenizer.json pads and cuts at 128: the limit is the model's own."""
     source = checkpoint(tmp_path / "model")
     tokenizer = artifact_tokenizer(source)
@@ -191,11 +198,11 @@ def test_baked_padding_and_truncation_have_no_effect(tmp_path: Path) -> None:
     assert len(long) == LIMIT
 
 
-def test_finishing_and_matryoshka_of_models_toml(tmp_path: Path) -> None:
+def test_finishing_and_matryoshka_of_models_toml(export_model: Export, tmp_path: Path) -> None:
     """The card's pipeline: mean, layer_norm, cut, normalize, at every declared dimension."""
     source = checkpoint(tmp_path / "model", normalize=False)
     spec = ModelSpec(name="m", finishing=("layer_norm", "normalize"), matryoshka=(32, 16, 8))
-    manifest = build.export(spec, tmp_path / "out", source, False, print).manifest
+    manifest = export_model(spec, tmp_path / "out", source).manifest
     assert manifest.normalized
     assert [step.kind for step in manifest.finishing] == ["layer_norm", "normalize"]
     model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
@@ -207,8 +214,18 @@ def test_finishing_and_matryoshka_of_models_toml(tmp_path: Path) -> None:
         np.testing.assert_allclose(finishing.truncate(rows, size), card, rtol=0, atol=1e-5)
 
 
-def exported(source: Path, out: Path, **wishes: Any) -> build.Result:
-    return build.export(ModelSpec(name="m", **wishes), out, source, False, print)
+class Exported(Protocol):
+    """Export `source` as the model m into `out`."""
+
+    def __call__(self, source: Path, out: Path, **wishes: Any) -> Result: ...
+
+
+@pytest.fixture
+def exported(export_model: Export) -> Exported:
+    def make(source: Path, out: Path, **wishes: Any) -> Result:
+        return export_model(ModelSpec(name="m", **wishes), out, source)
+
+    return make
 
 
 def random_texts(count: int) -> list[str]:
@@ -246,7 +263,9 @@ def assert_equal(
     """Compare in mixed batches of 8 with sentence-transformers, a text at a time."""
     torch.set_num_threads(1)
     inputs = random_texts(texts)
-    model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    model = SentenceTransformer(
+        str(source), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+    )
     sequences = encode(directory, inputs, prompt)
     chosen = {"prompt_name": prompt_name} if prompt_name else {"prompt": ""}
     expected = np.stack([model.encode(text, show_progress_bar=False, **chosen) for text in inputs])

@@ -11,8 +11,6 @@ from embedserve import artifact, config
 from embedserve.backend import OnnxBackend
 from embedserve.batching import pad
 from embedserve.tokenization import Tokenizer
-from export import build
-from export.steps import Nurseries
 
 NAME = "all-mpnet-base-v2"
 MODELS = Path(__file__).parents[2] / "models.toml"
@@ -46,10 +44,10 @@ KNOWN = {
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_known_answers(tmp_path: Path, nurseries: Nurseries) -> None:
+def test_known_answers(export_model: Export, tmp_path: Path) -> None:
     """Its packages give the files that are pinned, and its artifact the vectors that are known."""
     spec = config.read(MODELS).models[NAME]
-    result = build.export(spec, tmp_path, None, False, print, nurseries)
+    result = export_model(spec, tmp_path, None)
     directory = tmp_path / NAME
     manifest = artifact.read(directory)
     assert manifest == result.manifest

@@ -30,6 +30,7 @@ from embedserve.errors import Exit, StartupError
 from export import build, cli, confinement, pickles, sources, unpickling
 from export.files import PICKLE, PICKLE_INDEX, WEIGHTS
 from export.steps import Nurseries
+from tests.export.checkpoints import bert, checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -514,8 +515,6 @@ def test_the_wish_needs_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.filterwarnings("ignore")
 def test_an_artifact_of_a_pickle(tmp_path: Path, nurseries: Nurseries) -> None:
     """By the wish alone; then it is the model that its safetensors are, and says where from."""
-    from tests.export.checkpoints import bert, checkpoint
-
     given = checkpoint(tmp_path / "given", bert)
     pickled = Path(shutil.copytree(given, tmp_path / "pickled"))
     torch.save(load_file(pickled / WEIGHTS[0]), pickled / PICKLE)

@@ -9,7 +9,8 @@ import pytest
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, wishes
-from export.steps import Nurseries
+from tests.export.checkpoints import LIMIT, bert, checkpoint, edit_json, roberta
+from tests.export.conftest import Export
 
 FILES = Path("the/model")
 
@@ -46,19 +47,17 @@ def test_a_changed_wish_makes_the_artifact_anew(wish: ModelSpec) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_files_that_promise_too_much(tmp_path: Path, nurseries: Nurseries) -> None:
+def test_files_that_promise_too_much(export_model: Export, tmp_path: Path) -> None:
     """Refused with the key and the number to write; with them, exact, in a graph of its own."""
-    from tests.export.checkpoints import LIMIT, checkpoint, edit_json, roberta
-
     source = checkpoint(tmp_path / "model", roberta)
     edit_json(source / "sentence_bert_config.json", max_seq_length=LIMIT + 2)
-    with pytest.raises(StartupError, match=f"set max_tokens = {LIMIT} in its table") as caught:
-        build.export(ModelSpec("m"), tmp_path / "out", source, False, print, nurseries)
+    with pytest.raises(StartupError, match=f"set max_tokens = {LIMIT} in models.toml") as caught:
+        export_model(ModelSpec("m"), tmp_path / "out", source)
     assert caught.value.status == Exit.DATAERR
     found = {}
     for limit in (LIMIT, LIMIT // 2):
         spec = ModelSpec("m", max_tokens=limit)
-        result = build.export(spec, tmp_path / "out", source, False, print, nurseries)
+        result = export_model(spec, tmp_path / "out", source)
         assert not result.kept
         assert result.manifest.max_tokens == limit
         found[limit] = result.manifest.fingerprint
@@ -66,12 +65,10 @@ def test_files_that_promise_too_much(tmp_path: Path, nurseries: Nurseries) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_wish_that_changes_nothing(tmp_path: Path, nurseries: Nurseries) -> None:
+def test_a_wish_that_changes_nothing(export_model: Export, tmp_path: Path) -> None:
     """The files' own limit as a wish is the same model."""
-    from tests.export.checkpoints import LIMIT, bert, checkpoint
-
     source = checkpoint(tmp_path / "model", bert)
-    own = build.export(ModelSpec("m"), tmp_path / "own", source, False, print, nurseries)
+    own = export_model(ModelSpec("m"), tmp_path / "own", source)
     wish = ModelSpec("m", max_tokens=LIMIT)
-    wished = build.export(wish, tmp_path / "wished", source, False, print, nurseries)
+    wished = export_model(wish, tmp_path / "wished", source)
     assert wished.manifest.fingerprint == own.manifest.fingerprint

@@ -20,11 +20,17 @@ from sentence_transformers import SentenceTransformer
 
 from embedserve.config import ModelSpec
 from export import build
+from export.steps import Nurseries
 from tests.export.test_families import FAMILIES, VARIANTS, random_texts
 
 
 def main(out: str) -> None:
     """Export and encode, a text at a time."""
+    with Nurseries() as nurseries:
+        _main(out, nurseries)
+
+
+def _main(out: str, nurseries: Nurseries) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     texts = random_texts(100)
@@ -34,7 +40,8 @@ def main(out: str) -> None:
     for name, make in makers.items():
         with tempfile.TemporaryDirectory() as scratch:
             source = make(Path(scratch) / "model")
-            build.export(ModelSpec(name=name), root / "artifacts", source, False, lambda _: None)
+            spec = ModelSpec(name=name)
+            build.export(spec, root / "artifacts", source, False, lambda _: None, nurseries)
             model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
             vectors = [model.encode(text, show_progress_bar=False) for text in texts]
             prompt = model.prompts.get(model.default_prompt_name or "", "")
