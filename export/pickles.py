@@ -111,11 +111,11 @@ def _shards(index: Path) -> dict[str, set[str]]:
     weight_map = load(index, dict).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise refused(
-            f"{index}: weight_map = {weight_map!r}; names of tensors by file are accepted"
+            f"{index}: weight_map = {weight_map!r}; names of tensors and files are accepted"
         )
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.bin", shard):
-            raise refused(f"{index}: weight_map names {shard!r}; a .bin file beside it is accepted")
+            raise refused(f"{index}: names {shard!r}; a .bin file beside it is accepted")
         if not (index.parent / shard).is_file():
             raise refused(f"{index.parent / shard}: no such file; {index.name} names it")
         shards.setdefault(shard, set()).add(tensor)

@@ -40,7 +40,9 @@ RICH: dict[str, Any] = {
     "padding_side": "left",
     "masked_up_to": 6,
     "parity": Parity("sentence-transformers", 3, 1e-7, 1.0, 1e-5, {"torch": "2.9"}),
+    "converted_from": {"pytorch_model.bin": "a" * 64},
 }
+CONVERTED = "converted_from"
 # Another value for each fact that determines vectors.
 OTHER_FACTS: dict[str, Any] = {
     "format": 2,
@@ -67,6 +69,7 @@ OTHER_STORIES: dict[str, Any] = {
     "created": "2027-12-31T00:00:00Z",
     "parity": Parity("x", 1, 0.0, 1.0, 1.0, {}),
     "tables": (Table("words", 64, (3, 4)),),
+    "converted_from": {"pytorch_model.bin": "a" * 64},
 }
 
 
@@ -272,11 +275,22 @@ class TestEditedManifest:
         edit(directory, lambda m: m["files"]["model.onnx"].update(sha256="0" * 64))
         refused_by_read(directory, "fingerprint")
 
-    @pytest.mark.parametrize("key", [f.name for f in fields(Manifest)])
+    @pytest.mark.parametrize("key", [f.name for f in fields(Manifest) if f.name != CONVERTED])
     def test_a_missing_key(self, directory: Path, key: str) -> None:
-        """Every key must be there; none has a default when read."""
+        """Every key must be there; none has a default when read, but the one below."""
         edit(directory, lambda m: m.pop(key))
         refused_by_read(directory, key)
+
+    def test_weights_that_are_not_converted(self, directory: Path) -> None:
+        """Nothing is written of it, so that versions that do not know the key read the rest."""
+        assert CONVERTED not in json.loads((directory / artifact.MANIFEST).read_text())
+        assert artifact.read(directory).converted_from == {}
+
+    @pytest.mark.parametrize("value", [1, None, "a", [], {"pytorch_model.bin": 1}], ids=str)
+    def test_odd_origins(self, directory: Path, value: object) -> None:
+        """Digests by path, or nothing."""
+        edit(directory, lambda m: m.update({CONVERTED: value}))
+        refused_by_read(directory, CONVERTED)
 
     def test_an_unknown_key(self, directory: Path) -> None:
         """A key of a later version is not ignored."""

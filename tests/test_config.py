@@ -49,10 +49,11 @@ class TestModelsToml:
     """The list of models."""
 
     def test_the_repository_s_own_list(self) -> None:
-        """models.toml reads, and each of its three models is pinned to a commit."""
+        """models.toml reads, and each of its four models is pinned to a commit."""
         read = config.read(REPOSITORY / "models.toml")
         assert list(read.models) == [
             "all-MiniLM-L6-v2",
+            "all-mpnet-base-v2",
             "nomic-embed-text-v1",
             "nomic-embed-text-v1.5",
         ]
@@ -76,6 +77,9 @@ class TestModelsToml:
             finishing = ["layer_norm", "normalize"]
             matryoshka = [64, 768, 256]
             prompts = {{ query = "query: " }}
+            max_tokens = 512
+            task = "retrieval.query"
+            optional = true
             accept_token_ids = true
             """
         spec = config.read(written(tmp_path, text)).models["full"]
@@ -88,6 +92,9 @@ class TestModelsToml:
             finishing=("layer_norm", "normalize"),
             matryoshka=(768, 256, 64),
             prompts={"query": "query: "},
+            max_tokens=512,
+            task="retrieval.query",
+            optional=True,
             accept_token_ids=True,
         )
 
@@ -98,7 +105,40 @@ class TestModelsToml:
         assert spec.finishing is None
         assert spec.matryoshka is None
         assert spec.prompts is None
+        assert spec.max_tokens is None
+        assert spec.task is None
+        assert spec.optional is False
         assert spec.accept_token_ids is False
+
+    def test_a_package_in_parts(self, tmp_path: Path) -> None:
+        """Several wheels, in the order of the file."""
+        part = "[[models.m.package]]\nname = '{}'\nversion = '1'\nsha256 = '{}'\n"
+        path = written(tmp_path, part.format("b", DIGEST) + part.format("a", DIGEST))
+        assert config.read(path).models["m"].package == (
+            Package("b", "1", DIGEST),
+            Package("a", "1", DIGEST),
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("[]", "names none; each wheel once"),
+            ("[1]", "package = 1; a table"),
+            (
+                f"[{{name='a',version='1',sha256='{DIGEST}'}},"
+                f"{{name='a',version='2',sha256='{DIGEST}'}}]",
+                "names a, a; each wheel once",
+            ),
+            ("[{name='a',version='1'}]", "package.sha256"),
+        ],
+        ids=["none", "number", "twice", "no digest"],
+    )
+    def test_a_wrong_package(self, tmp_path: Path, value: str, said: str) -> None:
+        """A list is of tables, none empty, none twice."""
+        path = written(tmp_path, f"[models.bad]\npackage = {value}\n")
+        with pytest.raises(StartupError) as error:
+            config.read(path)
+        refused(error, f"{path}: [models.bad]", said)
 
     def test_models_keep_their_order(self, tmp_path: Path) -> None:
         """The list a client gets is in the file's order."""
@@ -250,6 +290,16 @@ class TestModelsToml:
             ("prompts = { query = 1 }", "prompts.query = 1", "a string"),
             ("prompts = { query = ['a'] }", "prompts.query = ", "a string"),
             ('precision = "int8"', 'precision = "int8"', "fp32 or fp16"),
+            ("max_tokens = 0", "max_tokens = 0", "an integer from 1"),
+            ("max_tokens = -1", "max_tokens = -1", "an integer from 1"),
+            ("max_tokens = 512.0", "max_tokens = 512.0", "an integer from 1"),
+            ("max_tokens = true", "max_tokens = true", "an integer from 1"),
+            ("max_tokens = '512'", 'max_tokens = "512"', "an integer from 1"),
+            ("task = 1", "task = 1", "1 to 64 letters"),
+            ("task = ''", 'task = ""', "1 to 64 letters"),
+            ("task = '../up'", 'task = "../up"', "1 to 64 letters"),
+            (f"task = '{'t' * 65}'", "task = ", "1 to 64 letters"),
+            ("optional = 1", "optional = 1", "true or false"),
             ("accept_token_ids = 1", "accept_token_ids = 1", "true or false"),
             ("accept_token_ids = 'true'", 'accept_token_ids = "true"', "true or false"),
         ],

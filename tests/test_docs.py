@@ -368,14 +368,14 @@ LISTED = (
     )),
     *(f"export/{name}.py" for name in (
         "add", "admission", "build", "card", "catalogue", "cli", "facts", "files", "graph", "hub",
-        "modules", "origin", "sources", "tokenizer", "verify",
+        "modules", "origin", "packages", "pickles", "sources", "tokenizer", "verify", "wishes",
     )),
 )  # fmt: skip
 # What makes an error, and the status it has unless it says another.
 MAKERS = {
     "StartupError": Exit.CONFIG,
     "refused": Exit.DATAERR,
-    "_UnusableError": Exit.UNAVAILABLE,
+    "UnusableError": Exit.UNAVAILABLE,
     "_unavailable": Exit.UNAVAILABLE,
     "_altered": Exit.CONFIG,
     "_failed": Exit.SOFTWARE,

@@ -103,6 +103,16 @@ class TestHealthy:
         assert [m["present"] for m in report["models"]] == [True, False]
         assert any("python -m export absent" in line for line in report["advice"])
 
+    def test_an_optional_model(self, place: Path) -> None:
+        """One without an artifact is neither a problem nor advice."""
+        path = place / "models.toml"
+        path.write_text(path.read_text() + "optional = true\n")
+        assert path.read_text().index("absent") > path.read_text().index("tiny")
+        status, report = examined(place)
+        assert status == 0
+        assert [m["name"] for m in report["models"]] == ["tiny"]
+        assert not any("absent" in line for line in report["advice"])
+
     def test_origins(self, place: Path) -> None:
         """Each setting says where it was set; the later place wins."""
         env = {"EMBEDSERVE_TOKENS_PER_PASS": "128"}

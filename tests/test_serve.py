@@ -399,6 +399,18 @@ class TestStart:
             assert client.get("/v1/models").json()["data"] == ["tiny"]
         assert "absent" in partial.log.read_text()
 
+    def test_an_optional_model(self, start: Start, tiny_artifacts: Path, tmp_path: Path) -> None:
+        """It may be missing without being asked for, and is served where it is there."""
+        optional = "optional = true"
+        models = tiny.models_toml(tmp_path / "models.toml", {"absent": optional, "tiny": optional})
+        server = start(models, tiny_artifacts)
+        with server.client() as client:
+            assert client.get("/v1/models").json()["data"] == ["tiny"]
+        assert "absent" not in server.log.read_text()
+        done = run("serve", "--model", "absent", "--models", models, "--artifacts", tiny_artifacts)
+        assert done.returncode == Exit.NOINPUT
+        assert "python -m export absent" in done.stderr
+
     def test_address_in_use(self, server: Server, tiny_artifacts: Path) -> None:
         """A taken port is said before any model loads."""
         port = str(httpx.URL(server.url).port)

@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +23,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from embedserve import artifact
 from embedserve.artifact import sha256
+from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import cli, confinement, pickles, sources, unpickling
+from export import build, cli, confinement, pickles, sources, unpickling
 from export.files import PICKLE, PICKLE_INDEX, WEIGHTS
+from export.steps import Nurseries
+from tests.export.checkpoints import bert, checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -502,3 +507,31 @@ def test_the_wish_needs_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str
     words = ["--convert-pickle", "--models", str(tmp_path / "models.toml")]
     assert cli.main([*words, "--out", str(tmp_path / "out")]) == Exit.USAGE
     assert "needs the names" in capsys.readouterr().err
+
+
+# -- the whole export ------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_artifact_of_a_pickle(tmp_path: Path, nurseries: Nurseries) -> None:
+    """By the wish alone; then it is the model that its safetensors are, and says where from."""
+    given = checkpoint(tmp_path / "given", bert)
+    pickled = Path(shutil.copytree(given, tmp_path / "pickled"))
+    torch.save(load_file(pickled / WEIGHTS[0]), pickled / PICKLE)
+    (pickled / WEIGHTS[0]).unlink()
+    spec, out = ModelSpec("m"), tmp_path / "out"
+    with pytest.raises(StartupError, match="--convert-pickle NAME converts it"):
+        build.export(spec, out, pickled, False, print, nurseries)
+    made = build.export(spec, out, pickled, False, print, nurseries, convert_pickle=True)
+    usual = build.export(spec, tmp_path / "usual", given, False, print, nurseries)
+    assert made.manifest.converted_from == {PICKLE: sha256(pickled / PICKLE)}
+    assert made.manifest.fingerprint == usual.manifest.fingerprint
+    assert usual.manifest.converted_from == {}
+    assert artifact.read(out / "m") == made.manifest
+    for wish in (True, False):
+        assert build.export(spec, out, pickled, False, print, nurseries, convert_pickle=wish).kept
+    with (pickled / PICKLE).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(StartupError, match="--convert-pickle NAME converts it"):
+        build.export(spec, out, pickled, False, print, nurseries)  # the pickle is another one
+    assert artifact.read(out / "m") == made.manifest

