@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,23 @@ class Layers:
         """x (..., inputs) -> (..., outputs) by the files' `name`.weight (outputs, inputs)."""
         weight = self.weights.take(f"{name}.weight", (outputs, inputs))
         return self.product(x, name, weight, self.bias(name, outputs) if bias else None)
+
+    def packed(
+        self, x: str, name: str, inputs: int, sizes: Sequence[int], bias: bool = False
+    ) -> list[str]:
+        """x (..., inputs) -> (..., size) for each of `sizes`, whose rows the files have joined.
+
+        A product for each: on CPU splitting the joint one would copy all of it.
+        """
+        weight = self.weights.take(f"{name}.weight", (sum(sizes), inputs))
+        vector = self.bias(name, sum(sizes)) if bias else None
+        parts, start = [], 0
+        for n, size in enumerate(sizes):
+            rows = slice(start, start + size)
+            part = None if vector is None else vector[rows]
+            parts.append(self.product(x, f"{name}.{n}", weight[rows], part))
+            start += size
+        return parts
 
     def product(self, x: str, name: str, weight: Floats, bias: Floats | None = None) -> str:
         """x (..., i) -> (..., o) by `weight` (o, i) and `bias` (o,), named after `name`."""
