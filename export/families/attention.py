@@ -4,7 +4,8 @@ A text's bits must not depend on its neighbours in the pass, and no (t, t) matri
 long text:
 
 - Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all. It
-  wants heads of a multiple of HEAD_STEP components. onnxruntime's CPU provider has it in float32;
+  wants heads of a multiple of HEAD_STEP components, and for equal bits an even number of tokens
+  (even_length). onnxruntime's CPU provider has it in float32;
   the CUDA provider in float16 alone.
 - Bidirectional: MultiHeadAttention. A pass of more than LONGEST_MASKED tokens without any padding
   takes its flash path, which knows no mask; every other pass the masked one. Whoever wants equal
@@ -135,9 +136,9 @@ class Attention:
     # -- once a pass ---------------------------------------------------------------------------
 
     def mask(self) -> str:
-        """attention_mask (b, t) as int32."""
+        """The mask (b, t) as int32."""
         if not self._graph.has("mask"):
-            self._graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+            self._graph.node("Cast", [self._graph.mask], "mask", to=TensorProto.INT32)
         return "mask"
 
     def _lengths(self) -> tuple[str, str]:
@@ -190,7 +191,7 @@ class Attention:
         branch.node("Sub", ["column", "row"], "difference")
         branch.node("Abs", ["difference"], "distance")
         branch.node("LessOrEqual", ["distance", graph.integer(reach)], "near")
-        branch.node("Unsqueeze", ["attention_mask", graph.integers(1, 2)], "keys")
+        branch.node("Unsqueeze", [graph.mask, graph.integers(1, 2)], "keys")
         branch.node("Cast", ["keys"], "real", to=TensorProto.BOOL)
         branch.node("And", ["near", "real"], "seen")
         branch.node("Where", ["seen", graph.number(0.0), graph.number(_UNSEEN)], "bias")
@@ -201,7 +202,7 @@ class Attention:
         _, padding = self._block_lengths(reach)
         branch.node("Add", [padding, graph.integers(reach)], "back")
         branch.node("Concat", [graph.integers(0, reach, 0), "back"], "widths", axis=0)
-        branch.node("Pad", ["attention_mask", "widths"], "padded")
+        branch.node("Pad", [graph.mask, "widths"], "padded")
         self._halves(branch, "padded", "keys", size, graph.integers(-1, size))
         branch.node("Cast", ["keys"], "present", to=TensorProto.BOOL)
         branch.node("Unsqueeze", ["present", graph.integers(1, 2)], "real")
@@ -276,7 +277,7 @@ class Attention:
         """The number of rows b, an int64 vector of one."""
         graph = self._graph
         if not graph.has("rows"):
-            shape = graph.node("Shape", ["input_ids"])
+            shape = graph.node("Shape", [graph.ids])
             graph.node("Gather", [shape, graph.integers(0)], "rows")
         return "rows"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from export.families import even_length
 from export.families.attention import Attention, Heads
 from export.families.family import Built
 from export.families.layers import Layers
@@ -57,6 +58,10 @@ class Decoder:
         size = getattr(config, "head_dim", None) or config.hidden_size // count
         self._heads = Heads(count, size, config.num_key_value_heads or count)
         scalar = config.query_pre_attn_scalar if variant.query_scalar else size
+        both_ways = getattr(config, "use_bidirectional_attention", False)
+        self._is_causal = not (self._declared_bidirectional() or both_ways)
+        if self._is_causal:
+            even_length.pad(layers.graph)
         self._attention = Attention(layers.graph, self._heads, scalar**-0.5)
         self._types = self._layer_types()
         self._rotaries = self._rotary_of_types()
@@ -73,6 +78,8 @@ class Decoder:
             is_last = n + 1 == config.num_hidden_layers
             following = "norm" if is_last else f"layers.{n + 1}.input_layernorm"
             normed, x = self._layer(normed, x, n, following)
+        if self._is_causal:
+            normed = even_length.trim(layers.graph, normed)
         return Built(normed, config.hidden_size, self._attention.masked_up_to)
 
     def _layer(self, normed: str, x: str, n: int, following: str) -> tuple[str, str]:
@@ -104,11 +111,7 @@ class Decoder:
     def _mix(self, query: str, key: str, value: str, layer_type: str) -> str:
         window = self._config.sliding_window if layer_type == _SLIDING else None
         softcap = (self._config.attn_logit_softcapping or 0.0) if self._variant.softcap else 0.0
-        # Today's transformers: is_causal of any decoder's file, and a window that then counts
-        # to either side; Gemma 3's own key, for which its last token is no longer in the window.
-        causal = getattr(self._config, "is_causal", True)
-        both_ways = getattr(self._config, "use_bidirectional_attention", False)
-        if causal and not (both_ways or self._variant.bidirectional):
+        if self._is_causal:
             return self._attention.causal(query, key, value, window or -1, softcap)
         if softcap:
             raise refused(
@@ -117,7 +120,12 @@ class Decoder:
             )
         if window is None:
             return self._attention.bidirectional(query, key, value)
-        return self._attention.windowed(query, key, value, window - 1 if causal else window)
+        # By is_causal = false tokens see as far as `window`, by Gemma 3's own key one less.
+        reach = window if self._declared_bidirectional() else window - 1
+        return self._attention.windowed(query, key, value, reach)
+
+    def _declared_bidirectional(self) -> bool:
+        return self._variant.bidirectional or not getattr(self._config, "is_causal", True)
 
     def _feed(self, x: str, name: str) -> str:
         config, layers = self._config, self._layers
