@@ -57,12 +57,12 @@ class Layers:
         value = self.weights.take(name, (size,))
         return self.graph.constant(name, value + np.float32(add) if add else value)
 
-    def embedding(self, name: str, rows: int, size: int, ids: str = "input_ids") -> str:
+    def embedding(self, name: str, rows: int, size: int, ids: str | None = None) -> str:
         """Rows of the files' table `name`.weight (rows, size)."""
         table = self.graph.constant(
             f"{name}.weight", self.weights.take(f"{name}.weight", (rows, size))
         )
-        return self.graph.node("Gather", [table, ids])
+        return self.graph.node("Gather", [table, ids or self.graph.ids])
 
     def layer_norm(self, x: str, name: str, size: int, eps: float, bias: bool = True) -> str:
         """LayerNorm over the last axis by the files' `name`.weight and, if `bias`, `name`.bias."""

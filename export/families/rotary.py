@@ -76,6 +76,6 @@ def positions(graph: GraphBuilder) -> str:
 def tokens(graph: GraphBuilder) -> str:
     """The length t of the padded batch, an int64 scalar; made once a graph."""
     if not graph.has("tokens"):
-        shape = graph.node("Shape", ["input_ids"])
+        shape = graph.node("Shape", [graph.ids])
         graph.node("Gather", [shape, graph.integer(1)], "tokens")
     return "tokens"
