@@ -91,7 +91,7 @@ class GraphBuilder:
         if self._weights is None:
             tensor = TensorProto(name=name)
         else:
-            tensor = self._tensor(name, np.ascontiguousarray(value))
+            tensor = self._tensor(name, np.asarray(value, order="C"))
         self._initializers[name] = tensor
         return name
 
