@@ -56,7 +56,7 @@ class Attention:
     def __init__(self, graph: GraphBuilder, heads: Heads, scale: float) -> None:
         self._graph = graph
         self._heads = heads
-        self._scale = scale
+        self.scale = scale
         self.masked_up_to: int | None = None
 
     def causal(
@@ -74,7 +74,7 @@ class Attention:
             [name, f"{name}.keys", f"{name}.values"],
             num_heads=self._heads.count,
             kv_num_heads=self._heads.shared,
-            scale=self._scale,
+            scale=self.scale,
             local_window_size=window,
             softcap=softcap,
         )[0]
@@ -187,7 +187,7 @@ class Attention:
     def _attributes(self) -> dict[str, Any]:
         return {
             "num_heads": self._heads.count,
-            "scale": self._scale,
+            "scale": self.scale,
             "mask_filter_value": _UNSEEN,
         }
 

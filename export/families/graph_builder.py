@@ -28,6 +28,7 @@ _FUSED = frozenset(
     {
         "BiasGelu",
         "FastGelu",
+        "FusedMatMul",
         "Gelu",
         "GroupQueryAttention",
         "MultiHeadAttention",
