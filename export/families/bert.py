@@ -6,14 +6,14 @@ token types, in a smaller embedding (ELECTRA), and in names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from embedserve.pooling import Floats
 from export.families import positions
-from export.families.family import Built, Family
+from export.families.family import Built, Family, Keys
 from export.families.layers import ACTIVATIONS, Layers
 from export.families.post_norm import BERT, Names, PostNorm, Sizes
+from export.files import refused
 
 _DISTILBERT = Names(
     query="attention.q_lin",
@@ -30,23 +30,28 @@ _DISTILBERT_EPS = 1e-12
 
 
 def _build_by_place(config: Any, layers: Layers) -> Built:
-    return _build(config, layers, _by_place(config, layers), config.max_position_embeddings)
+    return _build(config, layers, places(config, layers), config.max_position_embeddings)
 
 
 def _build_by_ids(config: Any, layers: Layers) -> Built:
     pad = config.pad_token_id
+    if not isinstance(pad, int):
+        raise refused(f"config.json: pad_token_id = {pad!r}; positions are counted from it")
     table = layers.graph.constant(_POSITIONS, layers.weights.take(_POSITIONS, _table(config)))
     usable = config.max_position_embeddings - pad - 1
     return _build(config, layers, positions.by_ids(layers.graph, table, pad), usable)
 
 
-def _build(config: Any, layers: Layers, positions: str, usable: int) -> Built:
-    size, hidden, eps = _embedding_size(config), config.hidden_size, config.layer_norm_eps
+def _build(config: Any, layers: Layers, placed: str, usable: int) -> Built:
+    size, hidden = _embedding_size(config), config.hidden_size
     sizes = Sizes(
-        hidden, config.num_attention_heads, config.intermediate_size, config.hidden_act, eps
+        hidden=hidden,
+        heads=config.num_attention_heads,
+        inner=config.intermediate_size,
+        activation=config.hidden_act,
+        eps=config.layer_norm_eps,
     )
-    x = layers.graph.node("Gather", [_words(config, layers), "input_ids"])
-    x, _ = layers.add_layer_norm(x, positions, "embeddings.LayerNorm", size, eps)
+    x = embedded(config, layers, placed)
     if size != hidden:
         x = layers.linear(x, "embeddings_project", size, hidden, bias=True)
     parts = PostNorm(layers, BERT, sizes)
@@ -59,7 +64,7 @@ def _build_distilbert(config: Any, layers: Layers) -> Built:
     hidden, eps = config.dim, _DISTILBERT_EPS
     sizes = Sizes(hidden, config.n_heads, config.hidden_dim, config.activation, eps)
     x = layers.embedding("embeddings.word_embeddings", config.vocab_size, hidden)
-    x, _ = layers.add_layer_norm(x, _by_place(config, layers), "embeddings.LayerNorm", hidden, eps)
+    x, _ = layers.add_layer_norm(x, places(config, layers), "embeddings.LayerNorm", hidden, eps)
     parts = PostNorm(layers, _DISTILBERT, sizes)
     for n in range(config.n_layers):
         x = parts.layer(x, f"transformer.layer.{n}")
@@ -67,6 +72,14 @@ def _build_distilbert(config: Any, layers: Layers) -> Built:
 
 
 # -- embeddings --------------------------------------------------------------------------------
+
+
+def embedded(config: Any, layers: Layers, placed: str) -> str:
+    """Words, token type 0 and the positions `placed`, normalized: (b, t, embedding size)."""
+    size, eps = _embedding_size(config), config.layer_norm_eps
+    x = layers.graph.node("Gather", [_words(config, layers), "input_ids"])
+    return layers.add_layer_norm(x, placed, "embeddings.LayerNorm", size, eps)[0]
+
 
 _POSITIONS = "embeddings.position_embeddings.weight"
 
@@ -79,7 +92,8 @@ def _table(config: Any) -> tuple[int, int]:
     return config.max_position_embeddings, _embedding_size(config)
 
 
-def _by_place(config: Any, layers: Layers) -> str:
+def places(config: Any, layers: Layers) -> str:
+    """Learned positions by place in the batch (t, embedding size)."""
     table: Floats = layers.weights.take(_POSITIONS, _table(config))
     if getattr(config, "use_task_id", False):  # ERNIE: task 0, as for any text without one
         tasks = (config.task_type_vocab_size, config.hidden_size)
@@ -109,7 +123,7 @@ _SIZES = (
     "layer_norm_eps",
     "pad_token_id",
 )
-_BERT_KEYS: Mapping[str, tuple[object, ...] | None] = {
+KEYS: Keys = {
     **dict.fromkeys(_SIZES),
     "hidden_act": tuple(ACTIVATIONS),
     # Others are ignored by transformers 5, and their tensors with them.
@@ -125,8 +139,8 @@ _UNUSED = (
     "pooler_size_per_head",
     "pooler_type",
 )
-_ELECTRA_KEYS: Mapping[str, tuple[object, ...] | None] = {
-    **_BERT_KEYS,
+_ELECTRA_KEYS: Keys = {
+    **KEYS,
     "embedding_size": None,
     # How a head for classification summarizes.
     **dict.fromkeys(
@@ -139,7 +153,7 @@ _ELECTRA_KEYS: Mapping[str, tuple[object, ...] | None] = {
         )
     ),
 }
-_DISTILBERT_KEYS: Mapping[str, tuple[object, ...] | None] = {
+_DISTILBERT_KEYS: Keys = {
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "pad_token_id")),
     **dict.fromkeys(("dim", "hidden_dim", "n_heads", "n_layers")),
     "activation": tuple(ACTIVATIONS),
@@ -161,23 +175,23 @@ _IGNORED = (
 )
 
 
-def _family(prefix: str, build: Any, keys: Mapping[str, tuple[object, ...] | None]) -> Family:
+def _family(prefix: str, build: Any, keys: Keys) -> Family:
     return Family(keys, build, prefixes=(f"{prefix}.",), ignored=_IGNORED)
 
 
-_UNUSED_KEYS: Mapping[str, tuple[object, ...] | None] = dict.fromkeys(_UNUSED)
+_UNUSED_KEYS: Keys = dict.fromkeys(_UNUSED)
 
 FAMILIES = {
-    "bert": _family("bert", _build_by_place, {**_BERT_KEYS, **_UNUSED_KEYS}),
+    "bert": _family("bert", _build_by_place, {**KEYS, **_UNUSED_KEYS}),
     "electra": _family("electra", _build_by_place, _ELECTRA_KEYS),
     "ernie": _family(
         "ernie",
         _build_by_place,
-        {**_BERT_KEYS, **_UNUSED_KEYS, "use_task_id": None, "task_type_vocab_size": None},
+        {**KEYS, **_UNUSED_KEYS, "use_task_id": None, "task_type_vocab_size": None},
     ),
     "distilbert": _family("distilbert", _build_distilbert, _DISTILBERT_KEYS),
-    "roberta": _family("roberta", _build_by_ids, _BERT_KEYS),
-    "xlm-roberta": _family("roberta", _build_by_ids, _BERT_KEYS),
-    "camembert": _family("roberta", _build_by_ids, _BERT_KEYS),
-    "data2vec-text": _family("data2vec_text", _build_by_ids, _BERT_KEYS),
+    "roberta": _family("roberta", _build_by_ids, KEYS),
+    "xlm-roberta": _family("roberta", _build_by_ids, KEYS),
+    "camembert": _family("roberta", _build_by_ids, KEYS),
+    "data2vec-text": _family("data2vec_text", _build_by_ids, KEYS),
 }

@@ -23,6 +23,10 @@ class Names:
     down: str
     down_norm: str
 
+    @property
+    def projections(self) -> tuple[str, str, str]:
+        return self.query, self.key, self.value
+
 
 BERT = Names(
     query="attention.self.query",
@@ -38,62 +42,58 @@ BERT = Names(
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a layer of this kind is given by config.json."""
+    """What config.json says of every layer. `head`: components of a head, if not hidden / heads."""
 
     hidden: int
     heads: int
     inner: int
     activation: str
     eps: float
+    head: int | None = None
 
 
 class PostNorm:
-    """All layers of one graph; their attention is `attention`."""
+    """All layers of one graph. `scale`: of attention's scores, if not 1 / sqrt(head)."""
 
-    def __init__(self, layers: Layers, names: Names, sizes: Sizes) -> None:
-        self._layers = layers
-        self._names = names
-        self._sizes = sizes
-        size = sizes.hidden // sizes.heads
+    def __init__(
+        self, layers: Layers, names: Names, sizes: Sizes, scale: float | None = None
+    ) -> None:
+        self.layers = layers
+        self.names = names
+        self.sizes = sizes
+        size = sizes.head or sizes.hidden // sizes.heads
         self.heads = Heads(sizes.heads, size, sizes.heads)
-        self.attention = Attention(layers.graph, self.heads, size**-0.5)
+        self.attention = Attention(layers.graph, self.heads, scale or size**-0.5)
 
     def layer(self, x: str, name: str, bias: str = "") -> str:
         """x (b, t, hidden) -> the same; `bias` as in Attention.bidirectional."""
-        query, key, value = (self.project(x, f"{name}.{part}") for part in self._projections())
-        mixed = self.attention.bidirectional(query, key, value, bias, self.added(name))
-        return self.feed(self.residual(mixed, x, name), name)
+        sizes, names = self.sizes, self.names
+        mixed = self.attend(x, name, bias)
+        x = self.add(mixed, self.heads.width, x, f"{name}.{names.mixed}", names.mixed_norm, name)
+        inner = self.widen(x, f"{name}.{names.up}")
+        return self.add(inner, sizes.inner, x, f"{name}.{names.down}", names.down_norm, name)
 
-    def project(self, x: str, name: str) -> str:
-        """x by `name`.weight, without its bias."""
-        return self._layers.linear(x, name, self._sizes.hidden, self.heads.width)
-
-    def added(self, name: str) -> str:
-        """The biases of query, key and value (3 * width,), which attention adds itself."""
+    def attend(self, x: str, name: str, bias: str) -> str:
+        """x (b, t, hidden) -> (b, t, width); attention adds the products' biases itself."""
         width = self.heads.width
-        biases = [self._layers.bias(f"{name}.{part}", width) for part in self._projections()]
-        return self._layers.graph.constant(f"{name}.added", np.concatenate(biases))
+        parts = [f"{name}.{part}" for part in self.names.projections]
+        query, key, value = (
+            self.layers.linear(x, part, self.sizes.hidden, width) for part in parts
+        )
+        biases = np.concatenate([self.layers.bias(part, width) for part in parts])
+        added = self.layers.graph.constant(f"{name}.added", biases)
+        return self.attention.bidirectional(query, key, value, bias, added)
 
-    def residual(self, mixed: str, x: str, name: str) -> str:
-        """The product after attention, its sum with `x`, and the norm."""
-        return self._sum(mixed, x, name, self._names.mixed, self._names.mixed_norm)
-
-    def feed(self, x: str, name: str) -> str:
-        sizes, layers = self._sizes, self._layers
-        up = f"{name}.{self._names.up}"
+    def widen(self, x: str, up: str) -> str:
+        """x (b, t, hidden) -> (b, t, inner), activated."""
+        sizes, layers = self.sizes, self.layers
         inner = layers.linear(x, up, sizes.hidden, sizes.inner)
         bias = layers.vector(f"{up}.bias", sizes.inner)
-        inner = layers.activate_biased(inner, bias, sizes.activation)
-        return self._sum(inner, x, name, self._names.down, self._names.down_norm)
+        return layers.activate_biased(inner, bias, sizes.activation)
 
-    def _sum(self, x: str, skip: str, name: str, product: str, norm: str) -> str:
-        sizes, product = self._sizes, f"{name}.{product}"
-        inputs = self.heads.width if product.endswith(self._names.mixed) else sizes.inner
-        x = self._layers.linear(x, product, inputs, sizes.hidden)
-        normed, _ = self._layers.add_layer_norm(
-            x, skip, f"{name}.{norm}", sizes.hidden, sizes.eps, of=product
-        )
-        return normed
-
-    def _projections(self) -> tuple[str, str, str]:
-        return self._names.query, self._names.key, self._names.value
+    def add(self, x: str, inputs: int, skip: str, product: str, norm: str, name: str) -> str:
+        """x (b, t, inputs) through `product`, its sum with `skip`, and the layer's `norm`."""
+        hidden = self.sizes.hidden
+        x = self.layers.linear(x, product, inputs, hidden)
+        norm = f"{name}.{norm}"
+        return self.layers.add_layer_norm(x, skip, norm, hidden, self.sizes.eps, of=product)[0]
