@@ -191,7 +191,7 @@ def test_keys_of_old_files(tmp_path: Path, kind: str) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_refused_configuration(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_refused_configuration(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     checkpoints.write(tmp_path, hf.RobertaConfig(**SIZE))
     checkpoints.edit_config(tmp_path, **changes)
     with pytest.raises(StartupError, match=message):
