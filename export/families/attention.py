@@ -66,7 +66,7 @@ class Attention:
     def __init__(self, graph: GraphBuilder, heads: Heads, scale: float) -> None:
         self._graph = graph
         self._heads = heads
-        self._scale = scale
+        self.scale = scale
         self.masked_up_to: int | None = None
 
     def causal(
@@ -91,26 +91,28 @@ class Attention:
             [name, f"{name}.keys", f"{name}.values"],
             num_heads=self._heads.count,
             kv_num_heads=self._heads.shared,
-            scale=self._scale,
+            scale=self.scale,
             local_window_size=window,
             softcap=softcap,
         )[0]
 
-    def bidirectional(self, query: str, key: str, value: str, bias: str = "") -> str:
-        """As `causal`, each token seeing all. `bias` (1, heads, t, t) is added to the scores."""
-        key, value = self._expanded(key), self._expanded(value)
+    def bidirectional(
+        self, query: str, key: str, value: str, bias: str = "", added: str = ""
+    ) -> str:
+        """As `causal`, each token seeing all. `bias` (1 or b, heads, t, t) is added to the scores.
+
+        `added` (3 * width,) is added to query, key and value, which are then as wide.
+        """
+        if not added:
+            key, value = self._expanded(key), self._expanded(value)
+        inputs = [query, key, value, added]
         if bias:
-            inputs = [query, key, value, "", self.mask(), bias]
+            inputs += [self.mask(), bias]
             return self._graph.node("MultiHeadAttention", inputs, **self._attributes())
         self.masked_up_to = LONGEST_MASKED
         unmasked, masked = Branch(), Branch()
-        unmasked.node("MultiHeadAttention", [query, key, value], "mixed", **self._attributes())
-        masked.node(
-            "MultiHeadAttention",
-            [query, key, value, "", self.mask()],
-            "mixed",
-            **self._attributes(),
-        )
+        unmasked.node("MultiHeadAttention", inputs, "mixed", **self._attributes())
+        masked.node("MultiHeadAttention", [*inputs, self.mask()], "mixed", **self._attributes())
         return self._graph.branch(self._is_long_and_full(), unmasked, masked)
 
     def windowed(self, query: str, key: str, value: str, reach: int) -> str:
@@ -216,7 +218,7 @@ class Attention:
     def _attributes(self) -> dict[str, Any]:
         return {
             "num_heads": self._heads.count,
-            "scale": self._scale,
+            "scale": self.scale,
             "mask_filter_value": _UNSEEN,
         }
 

@@ -15,11 +15,15 @@ Keys = Mapping[str, tuple[object, ...] | None]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A graph's output (b, t, h) by name, its h, and the manifest's masked_up_to."""
+    """A graph's output (b, t, h) by name, its h, and the manifest's masked_up_to.
+
+    `positions`: the longest text that learned positions are there for; None: any.
+    """
 
     output: str
     hidden_size: int
     masked_up_to: int | None = None
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

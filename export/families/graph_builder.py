@@ -29,6 +29,7 @@ _FUSED = frozenset(
     {
         "BiasGelu",
         "FastGelu",
+        "FusedMatMul",
         "Gelu",
         "GroupQueryAttention",
         "MultiHeadAttention",

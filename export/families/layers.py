@@ -71,16 +71,22 @@ class Layers:
         )
 
     def add_layer_norm(
-        self, x: str, skip: str, name: str, size: int, eps: float, bias: bool = True
+        self,
+        x: str,
+        skip: str,
+        name: str,
+        size: int,
+        eps: float,
+        bias: bool = True,
+        of: str | None = None,
     ) -> tuple[str, str]:
-        """LayerNorm(x + skip), and the sum itself."""
+        """LayerNorm(x + skip), and the sum itself; `of`.bias is added to x where one is named."""
         output = self.graph.fresh("normed")
-        norm = self._norm(name, size, bias)
+        inputs = [x, skip, *self._norm(name, size, bias)]
+        if of is not None:
+            inputs.append(self.vector(f"{of}.bias", size))
         outputs = self.graph.nodes(
-            "SkipLayerNormalization",
-            [x, skip, *norm],
-            [output, "", "", f"{output}.sum"],
-            epsilon=eps,
+            "SkipLayerNormalization", inputs, [output, "", "", f"{output}.sum"], epsilon=eps
         )
         return outputs[0], outputs[3]
 
@@ -116,6 +122,12 @@ class Layers:
         """The activation `kind`, one of ACTIVATIONS, by its name in transformers."""
         return ACTIVATIONS[kind](self.graph, x)
 
+    def activate_biased(self, x: str, bias: str, kind: str) -> str:
+        """activation(x + bias), in one operator where there is one; `bias` is a constant."""
+        if kind in _BIASED:
+            return self.graph.node(_BIASED[kind], [x, bias])
+        return self.activate(self.graph.node("Add", [x, bias]), kind)
+
     def gated(self, x: str, gate: str, kind: str) -> str:
         """activation(gate) * x: SwiGLU and its relatives, https://arxiv.org/abs/2002.05202."""
         return self.graph.node("Mul", [self.activate(gate, kind), x])
@@ -145,4 +157,11 @@ ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, str], str]] = {
     "relu": _relu,
     "silu": _silu,
     "swish": _silu,
+}
+
+# Operators that take a bias, too.
+_BIASED: Mapping[str, str] = {
+    "gelu": "BiasGelu",
+    "gelu_new": "FastGelu",
+    "gelu_pytorch_tanh": "FastGelu",
 }
