@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from export import files
 from export.config_keys import check
 from export.families.family import Keys
-from export.files import WEIGHTS, Json, load, refused
+from export.files import WEIGHTS, Json, refused
 
 _CODE = "xlm-roberta-flash-implementation"
 _STEP = "custom_st.Transformer"
@@ -66,6 +67,17 @@ def is_hub_form(config: Json) -> bool:
     return config.get("model_type") == "xlm-roberta" and _CODE in str(config.get("auto_map"))
 
 
+def load() -> None:
+    """Import what a run needs (export/steps.py)."""
+    import safetensors.torch  # noqa: F401
+
+
+def run(job: Json) -> Json:
+    """Do what `merge` does, in a process of its own."""
+    merge(Path(job["source"]), Path(job["target"]), job["task"])
+    return {}
+
+
 def merge(source: Path, target: Path, task: str | None) -> None:
     """Write `target`: the files of `source` as transformers reads them, for `task` alone.
 
@@ -74,7 +86,7 @@ def merge(source: Path, target: Path, task: str | None) -> None:
     task, for keys and tensors that are not known, and for shapes that do not fit.
     """
     path = source / "config.json"
-    config = load(path, dict)
+    config = files.load(path, dict)
     check(config, _KEYS, path)
     adapters = _Adapters(source, config, task)
     target.mkdir(parents=True)
@@ -100,7 +112,7 @@ def _view(config: Json, path: Path) -> Json:
 
 def _modules(path: Path) -> list[Json]:
     """modules.json, the step that chooses a task replaced by sentence-transformers' own."""
-    steps: list[Json] = load(path, list)
+    steps: list[Json] = files.load(path, list)
     return [
         {**{k: v for k, v in step.items() if k != "kwargs"}, "type": _READ_STEP}
         if step.get("type") == _STEP
