@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from embedserve.artifact import GRAPH
 from embedserve.errors import Exit, StartupError
 from export import weights_file
-from export.families.checkpoint import without
+from export.families.checkpoint import known_name
 from export.libraries import quiet, versions
 from export.steps import Json
 
@@ -110,7 +110,7 @@ def _check_tensors(
     """Refuse a checkpoint with a tensor too few (it would be random) or too many."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern in (*ignored, _POOLER)))
     for what, key in (("are missing", "missing_keys"), ("have no place", "unexpected_keys")):
-        names = {without(name, prefixes) for name in loading[key]}
+        names = {known_name(name, prefixes) for name in loading[key]}
         odd = sorted(name for name in names if not known.fullmatch(name))
         if odd:
             raise StartupError(

@@ -43,7 +43,7 @@ class Checkpoint:
             file = _open(part)
             self._files.append(file)
             for key in file.keys():  # noqa: SIM118  # the library's own method, no dict
-                name = _known(key, prefixes)
+                name = known_name(key, prefixes)
                 if name in self._places:
                     raise refused(f"{part}: holds {key!r} twice, as {name!r} too")
                 self._places[name] = (file, key)
@@ -92,7 +92,7 @@ class Checkpoint:
         return any(pattern.fullmatch(name) for pattern in self._ignored)
 
 
-def _known(key: str, prefixes: Sequence[str]) -> str:
+def known_name(key: str, prefixes: Sequence[str]) -> str:
     name = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
     for old, new in _TENSORFLOW.items():
         name = name.replace(old, new)
