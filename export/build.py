@@ -42,7 +42,7 @@ HOUSEKEEPING = ".export"
 RECIPE = 5
 
 # Weights in float32 up to which graph and reference are made at the same time.
-_TOGETHER_BYTES = 1_000_000_000
+TOGETHER_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ def _graph_and_answers(
     place = scratch / "graph"
     place.mkdir()
     with graph.start(found, stage, place, nurseries) as making:
-        if found.weight_bytes > _TOGETHER_BYTES:
+        if found.weight_bytes > TOGETHER_BYTES:
             written = graph.finish(making, stage, spec.precision)
             with question.start(nurseries) as asking:
                 return written, question.read(asking)
