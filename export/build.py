@@ -26,6 +26,7 @@ from embedserve.errors import Exit, StartupError
 from export import memory, pickles, sources, tasks, view
 from export.pickles import Converted
 from export.reference import Answers, Case, Job
+from export.sources import Source
 from export.steps import Nurseries
 from export.texts import generated
 
@@ -40,6 +41,10 @@ HOUSEKEEPING = ".export"
 
 # Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
 RECIPE = 5
+
+# Directories of a run: the artifact to publish, and the model as it is read.
+_STAGE, _VIEW = "stage", "view"
+_PLACES = (_VIEW, tasks.DIRECTORY, pickles.DIRECTORY)
 
 # Weights in float32 up to which graph and reference are made at the same time.
 TOGETHER_BYTES = 1_000_000_000
@@ -86,7 +91,7 @@ def export(
                 return Result(manifest, True, time.monotonic() - start)
             with _scratch(home) as scratch:
                 result = _make(spec, scratch, from_dir, progress, nurseries, convert_pickle)
-                _publish(scratch / spec.name, out / spec.name, scratch)
+                _publish(scratch / _STAGE / spec.name, out / spec.name, scratch)
                 outcome = "the new artifact is in its place"
                 _sync(out)
             _write_record(home, result.wishes)
@@ -120,6 +125,19 @@ def _make(
 ) -> _Made:
     wishes = _wishes(spec)
     source = sources.open(spec, from_dir, scratch, progress, convert_pickle)
+    with _named_after(source, scratch):
+        return _make_from(source, wishes, spec, scratch, progress, nurseries, convert_pickle)
+
+
+def _make_from(
+    source: Source,
+    wishes: dict[str, Any],
+    spec: ModelSpec,
+    scratch: Path,
+    progress: Progress,
+    nurseries: Nurseries,
+    convert_pickle: bool,
+) -> _Made:
     converted = Converted(source.directory, {})
     if convert_pickle:
         converted = pickles.convert(source.directory, scratch, progress)
@@ -133,8 +151,8 @@ def _make(
         spec = replace(spec, task=None)
     found = facts.read(directory, spec)
     directory, found = _viewed(directory, found, scratch)
-    stage = scratch / spec.name
-    stage.mkdir()
+    stage = scratch / _STAGE / spec.name
+    stage.mkdir(parents=True)
     cases = verify.cases(found, comparison.longest(found))
     texts = generated(found.directory / artifact.TOKENIZER)
     question = _question(directory, scratch, found, cases, texts)
@@ -154,9 +172,25 @@ def _make(
     return _Made(manifest, source.origin, written.fused, peak, record)
 
 
+@contextlib.contextmanager
+def _named_after(source: Source, scratch: Path) -> Iterator[None]:
+    """Name the source in errors, and not a directory of `scratch`: that one goes with the run."""
+    from_scratch = source.directory.is_relative_to(scratch)
+    name = source.origin if from_scratch else str(source.directory)
+    try:
+        yield
+    except StartupError as error:
+        message = str(error)
+        for place in (*_PLACES, source.directory.name if from_scratch else ""):
+            message = message.replace(str(scratch / place), name) if place else message
+        if message.startswith("config.json: "):  # a family knows the file, and not where it is
+            message = f"{name}/{message}"
+        raise StartupError(message, error.status) from error
+
+
 def _viewed(directory: Path, found: Facts, scratch: Path) -> tuple[Path, Facts]:
     """The model and its facts with the files in place that today's libraries must see."""
-    viewed = view.make(directory, scratch / "view", found.replaced)
+    viewed = view.make(directory, scratch / _VIEW, found.replaced)
     root = viewed / found.directory.relative_to(directory)
     return viewed, replace(found, directory=root)
 

@@ -22,6 +22,8 @@ from embedserve.errors import Exit, StartupError
 from export.files import PICKLE, PICKLE_INDEX, WEIGHTS, has_pickle_alone, load, refused
 from export.sources import Progress, is_wanted
 
+DIRECTORY = "converted"
+
 _SECONDS = 3600.0
 _ROOT = Path(__file__).parents[1]
 # -I: no PYTHONPATH, no user's packages, nothing of the working directory; the project comes last.
@@ -52,7 +54,7 @@ def convert(directory: Path, scratch: Path, progress: Progress) -> Converted:
     folders = [folder for folder in _folders(directory) if has_pickle_alone(folder)]
     if not folders:
         return Converted(directory, {})
-    view = scratch / "converted"
+    view = scratch / DIRECTORY
     _link(directory, view)
     origins: dict[str, str] = {}
     for folder in folders:

@@ -9,6 +9,8 @@ from export.families import jina_v3_adapters
 from export.files import load
 from export.steps import Nurseries
 
+DIRECTORY = "task"
+
 
 def has_tasks(directory: Path) -> bool:
     """Whether the files hold an adapter for each of several tasks."""
@@ -18,7 +20,7 @@ def has_tasks(directory: Path) -> bool:
 
 def merge(directory: Path, scratch: Path, spec: ModelSpec, nurseries: Nurseries) -> Path:
     """Return a directory in `scratch` with the weights for spec.task; None: without an adapter."""
-    target = scratch / "task"
+    target = scratch / DIRECTORY
     job = {"source": str(directory), "target": str(target), "task": spec.task}
     with nurseries.start("export.families.jina_v3_adapters", job, scratch) as step:
         step.result()

@@ -217,7 +217,7 @@ def test_where_directories_cannot_be_exchanged(number: int, bench: Bench, tmp_pa
     def decide(index: int, words: str) -> int:
         if words.startswith("renameat2"):
             return errno.EINVAL
-        staged = re.fullmatch(r"rename \.export/m/work-[^/]*/m", words)
+        staged = re.fullmatch(r"rename \.export/m/work-[^/]*/stage/m", words)
         return number if staged else 0
 
     job = bench.over_the_old(tmp_path / "run")
