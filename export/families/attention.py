@@ -5,8 +5,7 @@ long text:
 
 - Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all. It
   wants heads of a multiple of HEAD_STEP components, and for equal bits an even number of tokens
-  (even_length). onnxruntime's CPU provider has it in float32;
-  the CUDA provider in float16 alone.
+  (even_length). onnxruntime's CPU provider has it in float32, its CUDA provider in float16 alone.
 - Bidirectional: MultiHeadAttention. A pass of more than LONGEST_MASKED tokens without any padding
   takes its flash path, which knows no mask; every other pass the masked one. Whoever wants equal
   bits gives longer texts to passes without padding only (Manifest.masked_up_to).
@@ -75,7 +74,8 @@ class Attention:
         """query (b, t, width), key and value (b, t, shared_width) -> (b, t, width).
 
         `window`: each token sees itself and window - 1 before it. -1: all before it.
-        `softcap` c: scores s become c * tanh(s / c). 0: they stay.
+        `softcap` c: scores s become c * tanh(s / c). 0: they stay; otherwise the operator holds
+        all of them, (heads, t, t).
         StartupError when the operator cannot do heads of this size.
         """
         if self._heads.size % HEAD_STEP:

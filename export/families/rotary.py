@@ -9,10 +9,28 @@ from onnx import TensorProto
 
 from embedserve.pooling import Floats
 from export.families.graph_builder import GraphBuilder
-from export.files import refused
+from export.files import refuse_unknown, refused
 
 # Types whose frequencies do not depend on how long the padded batch is: a text's vector must not.
 _TYPES = ("default", "linear", "llama3", "yarn")
+
+# What transformers reads for these types; "type" is rope_type's name in older files.
+_PARAMETERS = (
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+)
 
 
 def frequencies(
@@ -33,6 +51,7 @@ def frequencies(
     kind = parameters.get("rope_type", "default")
     if kind not in _TYPES:
         raise refused(f"{where}: rope_type = {kind!r}; accepted: {', '.join(_TYPES)}")
+    refuse_unknown(parameters, _PARAMETERS, where)
     if (part := parameters.get("partial_rotary_factor", 1.0)) != 1.0:
         raise refused(f"{where}: partial_rotary_factor = {part!r}; accepted: 1.0")
     if kind == "default":
