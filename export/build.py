@@ -228,11 +228,11 @@ def _graph_and_answers(
     place.mkdir()
     with graph.start(found, stage, place, nurseries) as making:
         if found.weight_bytes > TOGETHER_BYTES:
-            written = graph.finish(making, stage, spec.precision)
+            written = graph.finish(making, found, stage, spec.precision)
             with question.start(nurseries) as asking:
                 return written, question.read(asking)
         with question.start(nurseries) as asking:
-            written = graph.finish(making, stage, spec.precision)
+            written = graph.finish(making, found, stage, spec.precision)
             return written, question.read(asking)
 
 

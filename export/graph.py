@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from embedserve.artifact import GRAPH, Table
+from embedserve.errors import Exit, StartupError
 from export import steps, weights_file
 from export.facts import Facts
 from export.families.registry import FAMILIES
@@ -63,9 +64,14 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
     return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
 
 
-def finish(step: Step, stage: Path, precision: str) -> Graph:
+def finish(step: Step, facts: Facts, stage: Path, precision: str) -> Graph:
     """Wait for the graph, in `precision`. StartupError (65) when the model cannot be exported."""
-    result = step.result()
+    try:
+        result = step.result()
+    except RuntimeError as error:
+        raise StartupError(
+            f"{facts.directory}: its graph cannot be made: {error}", Exit.DATAERR
+        ) from error
     path = stage / GRAPH
     if precision == "fp16":
         model = weights_file.to_fp16(path)

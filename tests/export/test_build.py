@@ -17,6 +17,7 @@ from embedserve import artifact
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, cli, graph
+from export.facts import Facts
 from export.steps import Step
 from tests.export.checkpoints import bert, checkpoint, edit_json
 from tests.export.conftest import Export
@@ -115,10 +116,10 @@ def test_a_graph_of_another_model_is_not_published(
     """The certificate is of the staged bytes: a graph that computes otherwise is found."""
     whole = graph.finish
 
-    def broken(step: Step, stage: Path, precision: str) -> graph.Graph:
+    def broken(step: Step, found: Facts, stage: Path, precision: str) -> graph.Graph:
         import onnx
 
-        written = whole(step, stage, precision)
+        written = whole(step, found, stage, precision)
         model = onnx.load(stage / artifact.GRAPH)
         tables = {table.name for table in written.tables}  # these are read from the weights' file
         tensors = [t for t in model.graph.initializer if t.name not in tables]
@@ -156,7 +157,7 @@ def test_words_of_a_full_disk_are_understood(
 ) -> None:
     """Libraries in C++ raise a RuntimeError that says it only in words."""
 
-    def full(step: Step, stage: Path, precision: str) -> graph.Graph:
+    def full(step: Step, found: Facts, stage: Path, precision: str) -> graph.Graph:
         try:
             raise RuntimeError("write failed: No space left on device")
         except RuntimeError as error:
