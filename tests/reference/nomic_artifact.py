@@ -14,6 +14,7 @@ from pathlib import Path
 
 from embedserve.config import ModelSpec
 from export import build
+from export.steps import Nurseries
 from tests.export.checkpoints import SMALL_NOMIC, nomic_bert
 from tests.reference.nomic_checkpoint import REAL
 
@@ -30,7 +31,8 @@ def main(size: str, out: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = nomic_bert(Path(scratch) / "model", 8192, SIZES[size])
         spec = replace(SPEC, matryoshka=(SIZES[size][1],))
-        build.export(spec, Path(out), source, force=True, progress=print)
+        with Nurseries() as nurseries:
+            build.export(spec, Path(out), source, True, print, nurseries)
 
 
 if __name__ == "__main__":
