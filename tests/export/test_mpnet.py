@@ -11,6 +11,7 @@ from embedserve import artifact, config
 from embedserve.backend import OnnxBackend
 from embedserve.batching import pad
 from embedserve.tokenization import Tokenizer
+from tests.export.conftest import Export
 
 NAME = "all-mpnet-base-v2"
 MODELS = Path(__file__).parents[2] / "models.toml"
