@@ -193,7 +193,7 @@ clean:
 
 # torch alone from its index, so that nothing else can come from there; then the rest, which is whole
 # but for torch and what its CUDA build asks for: nothing else may be resolved. optimum's own versions
-# go into a folder beside the packages (export/optimum_process.py): torch is there once.
+# go into a folder beside the packages (export/steps.py): torch is there once.
 .venv-export/.installed: requirements/export.txt requirements/export.in requirements/optimum.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-export
 	.venv-export/bin/python $(PIP_TORCH)

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -24,7 +23,7 @@ from embedserve import artifact
 from embedserve.artifact import Manifest, Step
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import pickles, sources, view
+from export import memory, pickles, sources, tasks, view
 from export.pickles import Converted
 from export.reference import Answers, Case, Job
 from export.steps import Nurseries
@@ -43,7 +42,7 @@ HOUSEKEEPING = ".export"
 RECIPE = 5
 
 # Weights in float32 up to which graph and reference are made at the same time.
-_TOGETHER_BYTES = 1_000_000_000
+TOGETHER_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,7 @@ def export(
     `out` cannot be written, saying whether the new artifact is in its place.
     """
     start = time.monotonic()
+    memory.forget_peak()
     outcome = "nothing was published"
     try:
         with _locked(out / HOUSEKEEPING / spec.name, progress) as home:
@@ -118,6 +118,7 @@ def _make(
     nurseries: Nurseries,
     convert_pickle: bool,
 ) -> _Made:
+    wishes = _wishes(spec)
     source = sources.open(spec, from_dir, scratch, progress, convert_pickle)
     converted = Converted(source.directory, {})
     if convert_pickle:
@@ -126,12 +127,17 @@ def _make(
     progress(f"files from {source.origin}")
     from export import comparison, facts, pooling_graph, tokenizer, verify
 
-    found = facts.read(converted.directory, spec)
+    directory = converted.directory
+    if tasks.has_tasks(directory):
+        directory = tasks.merge(directory, scratch, spec, nurseries)
+        spec = replace(spec, task=None)
+    found = facts.read(directory, spec)
+    directory, found = _viewed(directory, found, scratch)
     stage = scratch / spec.name
     stage.mkdir()
     cases = verify.cases(found, comparison.longest(found))
     texts = generated(found.directory / artifact.TOKENIZER)
-    question = _question(converted.directory, scratch, found, cases, texts)
+    question = _question(directory, scratch, found, cases, texts)
     progress("making the graph, and asking sentence-transformers")
     written, answers = _graph_and_answers(found, question, stage, scratch, spec, nurseries)
     pooling_graph.export(found.pooling, found.hidden_size, stage / artifact.POOLING_GRAPH)
@@ -143,20 +149,26 @@ def _make(
     artifact.write_golden(stage, golden)
     manifest = artifact.write(stage, replace(manifest, parity=parity))
     artifact.check_files(stage, artifact.read(stage))
-    record = {"fingerprint": manifest.fingerprint, "files": files, **_wishes(spec)}
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    peak = max(own, written.peak_bytes, answers.peak_bytes)
+    record = {"fingerprint": manifest.fingerprint, "files": files, **wishes}
+    peak = max(memory.peak(), written.peak_bytes, answers.peak_bytes)
     return _Made(manifest, source.origin, written.fused, peak, record)
+
+
+def _viewed(directory: Path, found: Facts, scratch: Path) -> tuple[Path, Facts]:
+    """The model and its facts with the files in place that today's libraries must see."""
+    viewed = view.make(directory, scratch / "view", found.replaced)
+    root = viewed / found.directory.relative_to(directory)
+    return viewed, replace(found, directory=root)
 
 
 def _question(
     directory: Path, scratch: Path, found: Facts, cases: Sequence[Case], texts: Sequence[str]
 ) -> Job:
-    """What the reference is asked about a model, and how it sees the model's files."""
+    """What the reference is asked about a model."""
     place = scratch / "reference"
     place.mkdir()
     return Job(
-        directory=view.make(directory, scratch / "view", found.replaced),
+        directory=directory,
         scratch=place,
         limit=found.own_limit,
         max_tokens=found.max_tokens,
@@ -181,7 +193,7 @@ def _graph_and_answers(
     place = scratch / "graph"
     place.mkdir()
     with graph.start(found, stage, place, nurseries) as making:
-        if found.weight_bytes > _TOGETHER_BYTES:
+        if found.weight_bytes > TOGETHER_BYTES:
             written = graph.finish(making, stage, spec.precision)
             with question.start(nurseries) as asking:
                 return written, question.read(asking)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-from embedserve import host
+from export import memory
 from export.facts import Facts
 
 # Always compared, whatever it takes: a pass of the server's batches.
@@ -25,7 +22,7 @@ def longest(facts: Facts, available: int | None = None) -> int:
 
     `available`: bytes of memory; None: what the machine has now.
     """
-    free = memory_available() if available is None else available
+    free = memory.available() if available is None else available
     tokens = facts.max_tokens
     while tokens > _LEAST and not _fits(facts, tokens, free):
         tokens = max(_LEAST, tokens // 2)
@@ -40,12 +37,3 @@ def _fits(facts: Facts, tokens: int, available: int) -> bool:
     # A mask (t, t) of floats, with two copies.
     needed += 3 * 4 * tokens**2
     return operations <= _OPERATIONS and needed <= available
-
-
-def memory_available(root: Path = Path("/")) -> int:
-    """Bytes that this machine or container has free now."""
-    text = (root / "proc/meminfo").read_text(encoding="utf-8")
-    found = re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE)
-    free = int(found[1]) * 1024 if found else 0
-    limit = host.read(root).memory
-    return free if limit is None else min(free, limit.value)

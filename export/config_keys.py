@@ -25,6 +25,7 @@ COMMON: Mapping[str, str] = {
     "_commit_hash": _RECORD,
     "transformers_version": _RECORD,
     "transformers.js_config": _RECORD,
+    "_attn_implementation_autoset": _RECORD,  # written by 4.46 to 4.50
     "tokenizer_class": "chooses the tokenizer, whose ids are compared",
     "torch_dtype": _PRECISION,
     "dtype": _PRECISION,

@@ -16,7 +16,7 @@ import tokenizers
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import config_keys, modules, tokenizer_keys, wishes
-from export.families.family import Keys
+from export.families.family import Family
 from export.families.registry import FAMILIES
 from export.files import (
     Json,
@@ -29,7 +29,6 @@ from export.files import (
     weight_bytes,
 )
 from export.modules import Finish
-from export.optimum_families import OPTIMUM
 
 # A missing model_max_length, as transformers writes it down.
 _NO_LIMIT = 10**9
@@ -68,7 +67,7 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
     refuse_kernels()
     listed = modules.read(directory / "modules.json")
     root = inside(directory, listed[0].path)
-    config = _config(root / "config.json")
+    config, replaced = _config(root / "config.json")
     sentence = _sentence_config(root)
     hidden_size, pooling = modules.pooling(inside(directory, listed[1].path) / "config.json")
     finishing, dimension = modules.finishing(directory, listed[2:], hidden_size * len(pooling))
@@ -94,7 +93,9 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
         do_lower_case=bool(sentence.get("do_lower_case", False)),
         pad_token_id=_pad_token_id(tokenizer_config, root),
         weight_bytes=weight_bytes(root),
-        replaced=MappingProxyType({}),
+        replaced={}
+        if replaced is None
+        else {f"{listed[0].path}/config.json".lstrip("/"): replaced},
     )
 
 
@@ -119,29 +120,31 @@ _ATTENTION: Mapping[str, tuple[str | None, ...]] = {
 }
 
 
-def _config(path: Path) -> Json:
+def _config(path: Path) -> tuple[Json, Json | None]:
+    """Return config.json, and what today's transformers must read in its place, or None."""
     config: Json = load(path, dict)
     for key, accepted in _ATTENTION.items():
         if config.get(key) not in accepted:
             raise refused(f"{path}: {key} = {config[key]!r} may name remote code; remove it")
     if (adapter := path.parent / "adapter_config.json").exists():
         raise refused(f"{adapter}: adapters are not supported; merge it into the model first")
-    config_keys.check(config, _keys(config, path), path)
-    return config
+    family = _family(config, path)
+    view = None if family.view is None else family.view(config)
+    keys = {**dict.fromkeys(("auto_map", *_ATTENTION)), **family.keys}
+    config_keys.check(config, keys, path)
+    return config if view is None else view, view
 
 
-def _keys(config: Json, path: Path) -> Keys:
-    """The keys that the model's family knows. StartupError for a family that is not known."""
+def _family(config: Json, path: Path) -> Family:
+    """The model's family. StartupError where none is known, or the files name code it lacks."""
     kind = config.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if "auto_map" in config and not (family and family.auto_map):
         raise refused(f"{path}: auto_map names remote code; it is never run")
-    if family is not None:
-        return {**family.keys, **dict.fromkeys(("auto_map", *_ATTENTION))}
-    if not isinstance(kind, str) or kind not in OPTIMUM:
-        known = ", ".join(sorted({*FAMILIES, *OPTIMUM}))
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
         raise refused(f"{path}: model_type = {kind!r} is not supported; accepted: {known}")
-    return {**OPTIMUM[kind].keys, **dict.fromkeys(_ATTENTION)}
+    return family
 
 
 # In sentence-transformers' order; the first that is not empty counts.

@@ -38,17 +38,27 @@ def run(job: Json) -> Json:
     directory, out = Path(job["directory"]), Path(job["out"])
     family = FAMILIES[job["model_type"]]
     config = _config(directory)
-    _build(family, config, directory, GraphBuilder(None), shapes_only=True)
+    shapes = _build(family, config, directory, GraphBuilder(None), shapes_only=True)
+    _check(shapes, directory, job)
     with (out / WEIGHTS).open("wb") as weights:
         graph = GraphBuilder(weights)
         built = _build(family, config, directory, graph, shapes_only=False)
+    graph.write(built.output, built.hidden_size, out / GRAPH)
+    return {"versions": versions(LIBRARIES), "masked_up_to": built.masked_up_to}
+
+
+def _check(built: Built, directory: Path, job: Json) -> None:
+    """Refuse another size than the pooling module's, and a limit past the learned positions."""
     if built.hidden_size != job["hidden_size"]:
         raise refused(
             f"{directory / 'config.json'}: token embeddings have {built.hidden_size} components; "
             f"the pooling module's config.json says {job['hidden_size']}"
         )
-    graph.write(built.output, built.hidden_size, out / GRAPH)
-    return {"versions": versions(LIBRARIES), "masked_up_to": built.masked_up_to}
+    if built.positions is not None and job["max_tokens"] > built.positions:
+        raise refused(
+            f"{directory}: the limit is {job['max_tokens']} tokens, and the model has positions "
+            f"for {built.positions}; set max_tokens = {built.positions} in models.toml"
+        )
 
 
 def _build(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -13,8 +14,10 @@ from embedserve.artifact import GRAPH, Table
 from export import steps, weights_file
 from export.facts import Facts
 from export.families.registry import FAMILIES
-from export.optimum_families import OPTIMUM
 from export.steps import Nurseries, Step
+
+# What optimum makes of these is fused whole, and artifacts made of them keep their fingerprint.
+_OPTIMUM = frozenset(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"))
 
 # Above either, a graph is a family's: a message of protobuf ends at 2 GiB, and optimum's attention
 # holds a (t, t) matrix for each head.
@@ -38,7 +41,7 @@ class Graph:
 def is_optimums(facts: Facts) -> bool:
     """Whether optimum makes the graph."""
     small = facts.weight_bytes <= _OPTIMUM_BYTES and facts.max_tokens <= _OPTIMUM_TOKENS
-    return facts.model_type in OPTIMUM and (small or facts.model_type not in FAMILIES)
+    return facts.model_type in _OPTIMUM and small
 
 
 def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Step:
@@ -46,7 +49,7 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
 
     The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
     """
-    job = {
+    job: dict[str, Any] = {
         "directory": str(facts.directory),
         "out": str(stage),
         "model_type": facts.model_type,
@@ -55,7 +58,8 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
     }
     if not is_optimums(facts):
         return nurseries.start("export.family_graph", job, scratch)
-    job["ignored"] = list(OPTIMUM[facts.model_type].ignored)
+    family = FAMILIES[facts.model_type]
+    job |= {"prefixes": list(family.prefixes), "ignored": list(family.ignored)}
     return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from embedserve.artifact import GRAPH
 from embedserve.errors import Exit, StartupError
 from export import weights_file
+from export.families.checkpoint import known_name
 from export.libraries import quiet, versions
 from export.steps import Json
 
@@ -32,8 +33,8 @@ LIBRARIES = ("optimum", "optimum-onnx", "transformers", "torch", "onnx", "onnxru
 # 2) find nothing more after those below, and would write a graph for the CPU only.
 _OPTIMIZATION_LEVEL = 1
 
-# Tensors that no hidden state depends on, with or without the model's own prefix.
-_POOLER = re.compile(r"(.*\.)?pooler\..*")
+# Tensors that no hidden state depends on, and that transformers makes where the files have none.
+_POOLER = r"pooler\..*"
 
 
 def load() -> None:
@@ -48,14 +49,14 @@ def run(job: Json) -> Json:
     The same files give the same bytes. StartupError (65) when the model cannot be exported.
     """
     directory, out = Path(job["directory"]), Path(job["out"]) / GRAPH
-    heads = _trace(directory, out, job["max_tokens"], job["ignored"])
+    heads = _trace(directory, out, job)
     model = _fuse(out, heads, job["hidden_size"])
     _strip(model)
     weights_file.split(model, out)
     return {"versions": versions(LIBRARIES), "masked_up_to": None}
 
 
-def _trace(directory: Path, out: Path, max_tokens: int, ignored: Sequence[str]) -> int:
+def _trace(directory: Path, out: Path, job: Json) -> int:
     """Write the unfused graph; return the number of attention heads."""
     with quiet():
         import torch
@@ -73,8 +74,8 @@ def _trace(directory: Path, out: Path, max_tokens: int, ignored: Sequence[str]) 
                 output_loading_info=True,
             )
             model.eval()
-            _check_tensors(directory, loading, ignored)
-            _check_positions(model, directory, max_tokens)
+            _check_tensors(directory, loading, job["prefixes"], job["ignored"])
+            _check_positions(model, directory, job["max_tokens"])
             config = TasksManager.get_exporter_config_constructor(
                 "onnx", model, task="feature-extraction", library_name="transformers"
             )(model.config)
@@ -103,16 +104,18 @@ def _blaming_the_model(directory: Path, but_the_disk: bool = False) -> Iterator[
         ) from error
 
 
-def _check_tensors(directory: Path, loading: Any, ignored: Sequence[str]) -> None:
+def _check_tensors(
+    directory: Path, loading: Any, prefixes: Sequence[str], ignored: Sequence[str]
+) -> None:
     """Refuse a checkpoint with a tensor too few (it would be random) or too many."""
-    missing = [key for key in loading["missing_keys"] if not _POOLER.fullmatch(key)]
-    known = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or "(?!)")
-    extra = [key for key in loading["unexpected_keys"] if not known.fullmatch(key)]
-    for what, keys in (("are missing", missing), ("have no place in the model", extra)):
-        if keys:
-            shown = ", ".join(sorted(keys)[:5])
+    known = re.compile("|".join(f"(?:{pattern})" for pattern in (*ignored, _POOLER)))
+    for what, key in (("are missing", "missing_keys"), ("have no place", "unexpected_keys")):
+        names = {known_name(name, prefixes) for name in loading[key]}
+        odd = sorted(name for name in names if not known.fullmatch(name))
+        if odd:
             raise StartupError(
-                f"{directory / 'model.safetensors'}: tensors {what}: {shown}", Exit.DATAERR
+                f"{directory / 'model.safetensors'}: tensors {what}: {', '.join(odd[:5])}",
+                Exit.DATAERR,
             )
     if loading["mismatched_keys"]:
         raise StartupError(

@@ -12,7 +12,7 @@ import onnxruntime
 from embedserve import artifact, finishing
 from embedserve.artifact import GRAPH, WEIGHTS, Golden, Manifest, Parity
 from embedserve.backend import OnnxBackend
-from embedserve.batching import pad
+from embedserve.batching import Batch, pad
 from embedserve.errors import Exit, StartupError
 from embedserve.pooling import Floats, Ints
 from embedserve.tokenization import Tokenizer
@@ -64,7 +64,7 @@ def compare(
     worst, cosine = 0.0, 1.0
     for members in _batches(sequences, manifest):
         batch = pad([sequences[i] for i in members], manifest.pad_token_id, manifest.padding_side)
-        rows = backend.embed(batch, alone=len(batch.input_ids) == 1)
+        rows = _run(backend, batch, cases[members[0]], members[0])
         difference, least = _compare_rows(rows, members, cases, answers.cases, tolerance)
         worst, cosine = max(worst, difference), min(cosine, least)
     size = sum((stage / name).stat().st_size for name in (GRAPH, WEIGHTS))
@@ -80,6 +80,14 @@ def compare(
         graph_versions=versions,
     )
     return parity, _golden(cases, answers.cases, _GOLDEN_WORK // size)
+
+
+def _run(backend: OnnxBackend, batch: Batch, case: Case, index: int) -> Floats:
+    try:
+        return backend.embed(batch, alone=len(batch.input_ids) == 1)
+    except Exception as error:  # the library raises many types without a common root
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _failed(index, case, f"the graph cannot run it: {reason}") from error
 
 
 def _batches(sequences: Sequence[Ints], manifest: Manifest) -> Iterator[list[int]]:

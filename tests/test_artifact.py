@@ -39,7 +39,9 @@ RICH: dict[str, Any] = {
     "default_prompt_name": "query",
     "padding_side": "left",
     "masked_up_to": 6,
-    "parity": Parity("sentence-transformers", 3, 1e-7, 1.0, 1e-5, {"torch": "2.9"}),
+    "parity": Parity(
+        "sentence-transformers", 3, 256, 1e-7, 1.0, 1e-5, {"torch": "2.9"}, {"optimum": "2.1"}
+    ),
     "converted_from": {"pytorch_model.bin": "a" * 64},
 }
 CONVERTED = "converted_from"
@@ -67,7 +69,7 @@ OTHER_STORIES: dict[str, Any] = {
     "revision": None,
     "fingerprint": "0" * 64,
     "created": "2027-12-31T00:00:00Z",
-    "parity": Parity("x", 1, 0.0, 1.0, 1.0, {}),
+    "parity": Parity("x", 1, 1, 0.0, 1.0, 1.0, {}, {}),
     "tables": (Table("words", 64, (3, 4)),),
     "converted_from": {"pytorch_model.bin": "a" * 64},
 }

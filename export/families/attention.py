@@ -3,11 +3,14 @@
 A text's bits must not depend on its neighbours in the pass, and no (t, t) matrix may be held for a
 long text:
 
-- Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all.
+- Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all. It
+  wants heads of a multiple of HEAD_STEP components, and for equal bits an even number of tokens
+  (even_length). onnxruntime's CPU provider has it in float32;
+  the CUDA provider in float16 alone.
 - Bidirectional: MultiHeadAttention. A pass of more than LONGEST_MASKED tokens without any padding
   takes its flash path, which knows no mask; every other pass the masked one. Whoever wants equal
   bits gives longer texts to passes without padding only (Manifest.masked_up_to).
-- Bidirectional in a window: past LONGEST_MASKED in blocks as long as the window, each of which sees
+- Bidirectional in a window: of longer texts in blocks as long as the window, each of which sees
   itself and half a window to either side.
 """
 
@@ -21,10 +24,17 @@ from onnx import TensorProto
 
 from export.families.graph_builder import Branch, GraphBuilder
 from export.families.rotary import tokens
+from export.files import refused
 
 # Below this many tokens both paths take the same time and little memory; above it the masked one's
 # (t, t) matrix grows: at 8,192 tokens and 12 heads it is 3.2 GB.
 LONGEST_MASKED = 512
+
+# GroupQueryAttention's own limit.
+HEAD_STEP = 8
+
+# A block's scores are (2 * reach, 4 * reach): from here on one of them is a matrix of 4 million.
+LARGEST_REACH = 1024
 
 # Added to what must not be seen: the weight is exactly 0, and a row that sees nothing stays finite.
 _UNSEEN = -1e30
@@ -56,7 +66,7 @@ class Attention:
     def __init__(self, graph: GraphBuilder, heads: Heads, scale: float) -> None:
         self._graph = graph
         self._heads = heads
-        self._scale = scale
+        self.scale = scale
         self.masked_up_to: int | None = None
 
     def causal(
@@ -65,7 +75,14 @@ class Attention:
         """query (b, t, width), key and value (b, t, shared_width) -> (b, t, width).
 
         `window`: each token sees itself and window - 1 before it. -1: all before it.
+        `softcap` c: scores s become c * tanh(s / c). 0: they stay.
+        StartupError when the operator cannot do heads of this size.
         """
+        if self._heads.size % HEAD_STEP:
+            raise refused(
+                f"config.json: heads of {self._heads.size} components; accepted for causal "
+                f"attention: a multiple of {HEAD_STEP}"
+            )
         last, total = self._lengths()
         name = self._graph.fresh("causal")
         return self._graph.nodes(
@@ -74,30 +91,40 @@ class Attention:
             [name, f"{name}.keys", f"{name}.values"],
             num_heads=self._heads.count,
             kv_num_heads=self._heads.shared,
-            scale=self._scale,
+            scale=self.scale,
             local_window_size=window,
             softcap=softcap,
         )[0]
 
-    def bidirectional(self, query: str, key: str, value: str, bias: str = "") -> str:
-        """As `causal`, each token seeing all. `bias` (1, heads, t, t) is added to the scores."""
-        key, value = self._expanded(key), self._expanded(value)
+    def bidirectional(
+        self, query: str, key: str, value: str, bias: str = "", added: str = ""
+    ) -> str:
+        """As `causal`, each token seeing all. `bias` (1 or b, heads, t, t) is added to the scores.
+
+        `added` (3 * width,) is added to query, key and value, which are then as wide.
+        """
+        if not added:
+            key, value = self._expanded(key), self._expanded(value)
+        inputs = [query, key, value, added]
         if bias:
-            inputs = [query, key, value, "", self.mask(), bias]
+            inputs += [self.mask(), bias]
             return self._graph.node("MultiHeadAttention", inputs, **self._attributes())
         self.masked_up_to = LONGEST_MASKED
         unmasked, masked = Branch(), Branch()
-        unmasked.node("MultiHeadAttention", [query, key, value], "mixed", **self._attributes())
-        masked.node(
-            "MultiHeadAttention",
-            [query, key, value, "", self.mask()],
-            "mixed",
-            **self._attributes(),
-        )
+        unmasked.node("MultiHeadAttention", inputs, "mixed", **self._attributes())
+        masked.node("MultiHeadAttention", [*inputs, self.mask()], "mixed", **self._attributes())
         return self._graph.branch(self._is_long_and_full(), unmasked, masked)
 
     def windowed(self, query: str, key: str, value: str, reach: int) -> str:
-        """As `bidirectional`, each token seeing those at a distance of at most `reach`."""
+        """As `bidirectional`, each token seeing those at a distance of at most `reach`.
+
+        StartupError when the reach is not from 1 to LARGEST_REACH.
+        """
+        if not 1 <= reach <= LARGEST_REACH:
+            raise refused(
+                f"config.json: sliding_window: tokens see {reach} to either side; accepted: 1 to "
+                f"{LARGEST_REACH}"
+            )
         self.masked_up_to = LONGEST_MASKED
         key, value = self._expanded(key), self._expanded(value)
         self._rows()
@@ -106,14 +133,14 @@ class Attention:
         self._in_blocks(blocks, query, key, value, reach)
         inputs = [query, key, value, "", "", bias]
         whole.node("MultiHeadAttention", inputs, "mixed", **self._attributes())
-        return self._graph.branch(self._is_long(), blocks, whole)
+        return self._graph.branch(self._in_blocks_from(reach), blocks, whole)
 
     # -- once a pass ---------------------------------------------------------------------------
 
     def mask(self) -> str:
-        """attention_mask (b, t) as int32."""
+        """The mask (b, t) as int32."""
         if not self._graph.has("mask"):
-            self._graph.node("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+            self._graph.node("Cast", [self._graph.mask], "mask", to=TensorProto.INT32)
         return "mask"
 
     def _lengths(self) -> tuple[str, str]:
@@ -121,23 +148,29 @@ class Attention:
         graph = self._graph
         if not graph.has("last_positions"):
             one = graph.constant("int32[1]", np.array([1], np.int32))
+            zero = graph.constant("int32[0]", np.array([0], np.int32))
             lengths = graph.node("ReduceSum", [self.mask(), graph.integers(1)], keepdims=0)
-            graph.node("Sub", [lengths, one], "last_positions")
+            last = graph.node("Sub", [lengths, one])
+            graph.node("Max", [last, zero], "last_positions")  # a row without tokens fails else
             graph.node("Cast", [tokens(graph)], "padded_length", to=TensorProto.INT32)
         return "last_positions", "padded_length"
 
-    def _is_long(self) -> str:
-        graph = self._graph
-        if not graph.has("is_long"):
-            graph.node("Greater", [tokens(graph), graph.integer(LONGEST_MASKED)], "is_long")
-        return "is_long"
+    def _longer_than(self, limit: int) -> str:
+        graph, name = self._graph, f"longer_than_{limit}"
+        if not graph.has(name):
+            graph.node("Greater", [tokens(graph), graph.integer(limit)], name)
+        return name
+
+    def _in_blocks_from(self, reach: int) -> str:
+        """Whether the pass goes in blocks: up to two of them the whole has no more scores."""
+        return self._longer_than(max(LONGEST_MASKED, 4 * reach))
 
     def _is_long_and_full(self) -> str:
         graph = self._graph
         if not graph.has("is_long_and_full"):
             least = graph.node("ReduceMin", [self.mask()], keepdims=0)
             full = graph.node("Cast", [least], to=TensorProto.BOOL)
-            graph.node("And", [self._is_long(), full], "is_long_and_full")
+            graph.node("And", [self._longer_than(LONGEST_MASKED), full], "is_long_and_full")
         return "is_long_and_full"
 
     def _window_bias(self, reach: int) -> str:
@@ -148,7 +181,7 @@ class Attention:
             blocks, whole = Branch(), Branch()
             self._block_bias(blocks, reach)
             self._whole_bias(whole, reach)
-            graph.branch(self._is_long(), blocks, whole, name)
+            graph.branch(self._in_blocks_from(reach), blocks, whole, name)
         return name
 
     def _whole_bias(self, branch: Branch, reach: int) -> None:
@@ -160,7 +193,7 @@ class Attention:
         branch.node("Sub", ["column", "row"], "difference")
         branch.node("Abs", ["difference"], "distance")
         branch.node("LessOrEqual", ["distance", graph.integer(reach)], "near")
-        branch.node("Unsqueeze", ["attention_mask", graph.integers(1, 2)], "keys")
+        branch.node("Unsqueeze", [graph.mask, graph.integers(1, 2)], "keys")
         branch.node("Cast", ["keys"], "real", to=TensorProto.BOOL)
         branch.node("And", ["near", "real"], "seen")
         branch.node("Where", ["seen", graph.number(0.0), graph.number(_UNSEEN)], "bias")
@@ -171,7 +204,7 @@ class Attention:
         _, padding = self._block_lengths(reach)
         branch.node("Add", [padding, graph.integers(reach)], "back")
         branch.node("Concat", [graph.integers(0, reach, 0), "back"], "widths", axis=0)
-        branch.node("Pad", ["attention_mask", "widths"], "padded")
+        branch.node("Pad", [graph.mask, "widths"], "padded")
         self._halves(branch, "padded", "keys", size, graph.integers(-1, size))
         branch.node("Cast", ["keys"], "present", to=TensorProto.BOOL)
         branch.node("Unsqueeze", ["present", graph.integers(1, 2)], "real")
@@ -185,7 +218,7 @@ class Attention:
     def _attributes(self) -> dict[str, Any]:
         return {
             "num_heads": self._heads.count,
-            "scale": self._scale,
+            "scale": self.scale,
             "mask_filter_value": _UNSEEN,
         }
 
@@ -246,7 +279,7 @@ class Attention:
         """The number of rows b, an int64 vector of one."""
         graph = self._graph
         if not graph.has("rows"):
-            shape = graph.node("Shape", ["input_ids"])
+            shape = graph.node("Shape", [graph.ids])
             graph.node("Gather", [shape, graph.integers(0)], "rows")
         return "rows"
 

@@ -13,13 +13,16 @@ from embedserve.pooling import Floats
 from export.files import WEIGHTS, refused, weight_files
 
 _DTYPES = ("F32", "F16", "BF16")
+_TENSORFLOW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 class Checkpoint:
     """The tensors of model.safetensors, or of the parts that its index lists.
 
     `prefixes` are put before a name by checkpoints that were saved with a head ("bert."); a name
-    is known without them. `ignored` are patterns of tensors that no hidden state depends on.
+    is known without them, and LayerNorm.gamma and LayerNorm.beta, as TensorFlow had it, are weight
+    and bias, as transformers reads them in any model. `ignored` are patterns of tensors that no
+    hidden state depends on.
     With `shapes_only` every array is a view of one zero: names and shapes are checked, and nothing
     is read.
     """
@@ -40,7 +43,7 @@ class Checkpoint:
             file = _open(part)
             self._files.append(file)
             for key in file.keys():  # noqa: SIM118  # the library's own method, no dict
-                name = _without(key, prefixes)
+                name = known_name(key, prefixes)
                 if name in self._places:
                     raise refused(f"{part}: holds {key!r} twice, as {name!r} too")
                 self._places[name] = (file, key)
@@ -89,8 +92,11 @@ class Checkpoint:
         return any(pattern.fullmatch(name) for pattern in self._ignored)
 
 
-def _without(key: str, prefixes: Sequence[str]) -> str:
-    return next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+def known_name(key: str, prefixes: Sequence[str]) -> str:
+    name = next((key.removeprefix(p) for p in prefixes if key.startswith(p)), key)
+    for old, new in _TENSORFLOW.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _open(path: Path) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.families.layers import Layers
+from export.files import Json
 
 # A key of config.json -> the values that are accepted; None: the graph is built from the value.
 Keys = Mapping[str, tuple[object, ...] | None]
@@ -14,11 +15,15 @@ Keys = Mapping[str, tuple[object, ...] | None]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A graph's output (b, t, h) by name, its h, and the manifest's masked_up_to."""
+    """A graph's output (b, t, h) by name, its h, and the manifest's masked_up_to.
+
+    `positions`: the longest text that learned positions are there for; None: any.
+    """
 
     output: str
     hidden_size: int
     masked_up_to: int | None = None
+    positions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,10 @@ class Family:
     `build` adds the nodes, given the configuration as today's transformers reads it and the parts
     of layers over graph and checkpoint; it is called twice, first with shapes alone.
     `auto_map`: the family replaces the code that auto_map of such files names, which never runs.
+    `view`: given config.json, returns the one with which today's transformers reads the files as
+    the model that they are, both for `build` and for the reference; None when it does so as it is.
+    It is called before `keys` are compared, with the file's own keys, and refuses with a reason
+    what transformers cannot read at all.
     """
 
     keys: Keys
@@ -38,3 +47,4 @@ class Family:
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     auto_map: bool = False
+    view: Callable[[Json], Json | None] | None = None

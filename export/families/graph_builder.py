@@ -17,6 +17,7 @@ from embedserve.artifact import WEIGHTS
 
 OPSET = 17
 IR_VERSION = 8
+INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "last_hidden_state"
 
 # Bytes: smaller tensors (shapes, biases) stay in the graph.
@@ -28,6 +29,7 @@ _FUSED = frozenset(
     {
         "BiasGelu",
         "FastGelu",
+        "FusedMatMul",
         "Gelu",
         "GroupQueryAttention",
         "MultiHeadAttention",
@@ -44,9 +46,12 @@ class GraphBuilder:
 
     `weights` is the open file that large constants are written to. None: constants are checked and
     forgotten, for a build that only looks at names and shapes.
+
+    `ids` and `mask` name the tensors (b, t) that parts read: the graph's inputs, or those padded.
     """
 
     def __init__(self, weights: BinaryIO | None) -> None:
+        self.ids, self.mask = INPUTS
         self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
@@ -91,7 +96,7 @@ class GraphBuilder:
         if self._weights is None:
             tensor = TensorProto(name=name)
         else:
-            tensor = self._tensor(name, np.ascontiguousarray(value))
+            tensor = self._tensor(name, np.require(value, requirements="C"))
         self._initializers[name] = tensor
         return name
 
@@ -132,8 +137,7 @@ class GraphBuilder:
         """Write the graph of input_ids and attention_mask -> `output` (b, t, h) as `path`."""
         self.node("Identity", [output], OUTPUT)
         inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "t"])
-            for name in ("input_ids", "attention_mask")
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["b", "t"]) for name in INPUTS
         ]
         outputs = [
             helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["b", "t", hidden_size])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,23 @@ class Layers:
         weight = self.weights.take(f"{name}.weight", (outputs, inputs))
         return self.product(x, name, weight, self.bias(name, outputs) if bias else None)
 
+    def packed(
+        self, x: str, name: str, inputs: int, sizes: Sequence[int], bias: bool = False
+    ) -> list[str]:
+        """x (..., inputs) -> (..., size) for each of `sizes`, whose rows the files have joined.
+
+        A product for each: on CPU splitting the joint one would copy all of it.
+        """
+        weight = self.weights.take(f"{name}.weight", (sum(sizes), inputs))
+        vector = self.bias(name, sum(sizes)) if bias else None
+        parts, start = [], 0
+        for n, size in enumerate(sizes):
+            rows = slice(start, start + size)
+            part = None if vector is None else vector[rows]
+            parts.append(self.product(x, f"{name}.{n}", weight[rows], part))
+            start += size
+        return parts
+
     def product(self, x: str, name: str, weight: Floats, bias: Floats | None = None) -> str:
         """x (..., i) -> (..., o) by `weight` (o, i) and `bias` (o,), named after `name`."""
         matrix = self.graph.constant(f"{name}.weight", weight.T)
@@ -40,12 +57,12 @@ class Layers:
         value = self.weights.take(name, (size,))
         return self.graph.constant(name, value + np.float32(add) if add else value)
 
-    def embedding(self, name: str, rows: int, size: int, ids: str = "input_ids") -> str:
+    def embedding(self, name: str, rows: int, size: int, ids: str | None = None) -> str:
         """Rows of the files' table `name`.weight (rows, size)."""
         table = self.graph.constant(
             f"{name}.weight", self.weights.take(f"{name}.weight", (rows, size))
         )
-        return self.graph.node("Gather", [table, ids])
+        return self.graph.node("Gather", [table, ids or self.graph.ids])
 
     def layer_norm(self, x: str, name: str, size: int, eps: float, bias: bool = True) -> str:
         """LayerNorm over the last axis by the files' `name`.weight and, if `bias`, `name`.bias."""
@@ -54,16 +71,22 @@ class Layers:
         )
 
     def add_layer_norm(
-        self, x: str, skip: str, name: str, size: int, eps: float, bias: bool = True
+        self,
+        x: str,
+        skip: str,
+        name: str,
+        size: int,
+        eps: float,
+        bias: bool = True,
+        of: str | None = None,
     ) -> tuple[str, str]:
-        """LayerNorm(x + skip), and the sum itself."""
+        """LayerNorm(x + skip), and the sum itself; `of`.bias is added to x where one is named."""
         output = self.graph.fresh("normed")
-        norm = self._norm(name, size, bias)
+        inputs = [x, skip, *self._norm(name, size, bias)]
+        if of is not None:
+            inputs.append(self.vector(f"{of}.bias", size))
         outputs = self.graph.nodes(
-            "SkipLayerNormalization",
-            [x, skip, *norm],
-            [output, "", "", f"{output}.sum"],
-            epsilon=eps,
+            "SkipLayerNormalization", inputs, [output, "", "", f"{output}.sum"], epsilon=eps
         )
         return outputs[0], outputs[3]
 
@@ -99,6 +122,12 @@ class Layers:
         """The activation `kind`, one of ACTIVATIONS, by its name in transformers."""
         return ACTIVATIONS[kind](self.graph, x)
 
+    def activate_biased(self, x: str, bias: str, kind: str) -> str:
+        """activation(x + bias), in one operator where there is one; `bias` is a constant."""
+        if kind in _BIASED:
+            return self.graph.node(_BIASED[kind], [x, bias])
+        return self.activate(self.graph.node("Add", [x, bias]), kind)
+
     def gated(self, x: str, gate: str, kind: str) -> str:
         """activation(gate) * x: SwiGLU and its relatives, https://arxiv.org/abs/2002.05202."""
         return self.graph.node("Mul", [self.activate(gate, kind), x])
@@ -128,4 +157,11 @@ ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, str], str]] = {
     "relu": _relu,
     "silu": _silu,
     "swish": _silu,
+}
+
+# Operators that take a bias, too.
+_BIASED: Mapping[str, str] = {
+    "gelu": "BiasGelu",
+    "gelu_new": "FastGelu",
+    "gelu_pytorch_tanh": "FastGelu",
 }

@@ -12,28 +12,35 @@ from export.families.graph_builder import GraphBuilder
 from export.files import refused
 
 # Types whose frequencies do not depend on how long the padded batch is: a text's vector must not.
-_TYPES = ("default", "linear", "llama3", "yarn", "ntk")
+_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def frequencies(
-    config: Any, parameters: dict[str, Any], head_size: int, where: str
+    config: Any,
+    parameters: dict[str, Any],
+    head_size: int,
+    where: str,
+    layer_type: str | None = None,
 ) -> tuple[Floats, float]:
     """Return the frequencies (head_size / 2,) float32 and the factor of cosines and sines.
 
-    `parameters` is rope_parameters of one layer type, `config` transformers' own configuration. In
-    the reference's order of operations: a unit in the last place is 1e-4 rad at position 3,000.
+    `parameters` is rope_parameters, of `layer_type` where `config`, which is transformers' own
+    configuration, has them per type. In the reference's order of operations: a unit in the last
+    place is 1e-4 rad at position 3,000.
     """
     import torch
 
     kind = parameters.get("rope_type", "default")
     if kind not in _TYPES:
         raise refused(f"{where}: rope_type = {kind!r}; accepted: {', '.join(_TYPES)}")
+    if (part := parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise refused(f"{where}: partial_rotary_factor = {part!r}; accepted: 1.0")
     if kind == "default":
         exponents = torch.arange(0, head_size, 2, dtype=torch.float) / head_size
         return np.asarray((1.0 / (parameters["rope_theta"] ** exponents)).numpy()), 1.0
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    values, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    values, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu", layer_type=layer_type)
     return np.asarray(values.numpy()), float(factor)
 
 
@@ -69,6 +76,6 @@ def positions(graph: GraphBuilder) -> str:
 def tokens(graph: GraphBuilder) -> str:
     """The length t of the padded batch, an int64 scalar; made once a graph."""
     if not graph.has("tokens"):
-        shape = graph.node("Shape", ["input_ids"])
+        shape = graph.node("Shape", [graph.ids])
         graph.node("Gather", [shape, graph.integer(1)], "tokens")
     return "tokens"

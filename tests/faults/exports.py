@@ -89,9 +89,9 @@ def start(job: Job, decide: syscalls.Decide | None = None, output: Path | None =
     return run
 
 
-def checkpoint(directory: Path, family: str, saved_by_6: bool = False) -> Path:
-    """Write a small checkpoint of tests/export/checkpoints.py, as sentence-transformers 5 or 6."""
-    process = _forked(_checkpoint, directory, family, saved_by_6)
+def checkpoint(directory: Path, family: str) -> Path:
+    """Write a small checkpoint of tests/export/checkpoints.py."""
+    process = _forked(_checkpoint, directory, family)
     process.join(SECONDS)
     assert process.exitcode == 0
     return directory
@@ -153,9 +153,7 @@ def _on_a_disk(job: Job, size: int) -> int:
     return status
 
 
-def _checkpoint(directory: Path, family: str, saved_by_6: bool) -> None:
+def _checkpoint(directory: Path, family: str) -> None:
     from tests.export import checkpoints
 
     checkpoints.checkpoint(directory, getattr(checkpoints, family))
-    if saved_by_6:
-        checkpoints.as_saved_by_6(directory)

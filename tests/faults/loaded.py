@@ -3,6 +3,11 @@
 import importlib
 import warnings
 
+from export import build
+
+# One step after the other, so that the operations on files come in one order.
+build.TOGETHER_BYTES = 0
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     for name in (
@@ -11,10 +16,9 @@ with warnings.catch_warnings():
         "export.graph",
         "export.tokenizer",
         "export.verify",
-        "onnxruntime.transformers.fusion_options",
-        "onnxruntime.transformers.optimizer",
-        "optimum.exporters.onnx.convert",
-        "sentence_transformers",
         "tests.export.checkpoints",
     ):
         importlib.import_module(name)
+    # Loaded here, they are forked from the process that exports (export/steps.py).
+    for name in ("export.family_graph", "export.reference_step"):
+        importlib.import_module(name).load()

@@ -2,7 +2,7 @@
 
     python -m tests.reference.nomic_artifact small|real OUT
 
-writes OUT/nomic, proven against the torch module as every artifact is.
+writes OUT/nomic, proven as every artifact is.
 """
 
 from __future__ import annotations

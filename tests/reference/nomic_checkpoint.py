@@ -1,6 +1,6 @@
 """nomic_bert checkpoints with random weights, the same on every machine and library version.
 
-Shared by the tests and by nomic_reference.py, which run in different environments.
+Shared by the tests of the family and by those of the whole export.
 """
 
 import json
@@ -65,7 +65,7 @@ def hub_weights(size: Size, seed: int) -> Weights:
 
 
 def transformers_weights(weights: Weights) -> Weights:
-    """The same weights under the names of transformers 5.18's NomicBertModel."""
+    """The same weights under the names of transformers' NomicBertModel."""
     renamed: Weights = {}
     for key, tensor in weights.items():
         name = key.removeprefix("encoder.")
@@ -169,7 +169,7 @@ def hub_config(size: Size) -> dict[str, object]:
 
 
 def transformers_config(size: Size) -> dict[str, object]:
-    """config.json as NomicBertModel.save_pretrained of transformers 5.18 writes it."""
+    """config.json as NomicBertModel.save_pretrained of transformers 5.24 writes it."""
     vocab, h, layers, heads, inner = size
     return {
         "architectures": ["NomicBertModel"],
@@ -191,7 +191,7 @@ def transformers_config(size: Size) -> dict[str, object]:
         "num_hidden_layers": layers,
         "pad_token_id": 0,
         "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
-        "transformers_version": "5.18.0",
+        "transformers_version": "5.24.0",
         "type_vocab_size": 2,
         "vocab_size": vocab,
     }
