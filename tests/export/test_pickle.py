@@ -97,18 +97,6 @@ def test_every_tensor_is_the_same(is_zip: bool, tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
 
 
-def test_the_same_pickle_gives_the_same_bytes(tmp_path: Path) -> None:
-    """The artifact's fingerprint then does not depend on the run."""
-    found = []
-    for name in ("a", "b"):
-        place = tmp_path / name
-        place.mkdir()
-        directory = model(place / "model")
-        torch.save({"z": torch.ones(2), "a": torch.zeros(3)}, directory / PICKLE)
-        found.append(sha256(convert(directory, place).directory / WEIGHTS[0]))
-    assert found[0] == found[1]
-
-
 def test_shards_stay_shards(tmp_path: Path) -> None:
     """Each shard is converted, and the index names the new ones."""
     directory = model(tmp_path / "model")
