@@ -153,7 +153,7 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
 
 
 # Of the hub's files, and of old transformers.
-OLD_KEYS = {
+OLD_KEYS: dict[str, dict[str, Any]] = {
     "bert": {
         "directionality": "bidi",
         "pooler_fc_size": 768,
