@@ -106,7 +106,8 @@ def test_bulk(artifacts: Path) -> None:
     finally:
         engine.close()
     assert mixed.problems == empty.problems == {}
-    expected = [np.zeros(4), mean("a b"), np.full(4, np.nan), np.zeros(4), np.zeros(4), mean("a")]
+    zeros, none = np.zeros(tiny.HIDDEN), np.full(tiny.HIDDEN, np.nan)
+    expected = np.stack([zeros, mean("a b"), none, zeros, zeros, mean("a")])
     np.testing.assert_allclose(mixed.vectors, expected, atol=1e-7)
     np.testing.assert_array_equal(empty.vectors, np.zeros((3, tiny.HIDDEN)))
     assert (mixed.tokens, empty.tokens) == (4, 0)
