@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
 from embedserve.finishing import ACTIVATIONS
-from embedserve.pooling import POOLING, Floats
+from embedserve.pooling import BAG, POOLING, Floats
 
 FORMAT = 1
 MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"
@@ -118,6 +118,14 @@ class Manifest:
     def normalized(self) -> bool:
         """Whether vectors have length 1."""
         return bool(self.finishing) and self.finishing[-1].kind == "normalize"
+
+    @property
+    def is_bag(self) -> bool:
+        """Whether the graph looks rows up and no more.
+
+        Then a text without tokens has a vector, zeros, and so may one of unknown words.
+        """
+        return self.pooling == (BAG,)
 
     @property
     def owner(self) -> str:

@@ -57,7 +57,8 @@ class Shape:
     masked_up_to: int | None = None
 
     def cost(self, tokens: int) -> float:
-        """Work of one sequence, in tokens of a short text."""
+        """Work of one sequence, in tokens of a short text; one without tokens is padded to one."""
+        tokens = max(1, tokens)
         return tokens * (1 + tokens / self.quadratic)
 
     def near(self, tokens: int) -> range:
@@ -66,7 +67,7 @@ class Shape:
             return range(tokens, tokens + 1)
         shortest = min(math.ceil(tokens * (1 - MAX_PADDING)), tokens - FREE_PADDING)
         longest = max(math.floor(tokens / (1 - MAX_PADDING)), tokens + FREE_PADDING)
-        return range(max(1, shortest), min(longest, self.masked_up_to or longest) + 1)
+        return range(max(0, shortest), min(longest, self.masked_up_to or longest) + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -98,13 +99,13 @@ class Batch(NamedTuple):
 
 
 def pad(sequences: list[Ints], pad_token_id: int, side: str) -> Batch:
-    """Bring sequences (t_i,) to one length t = max(t_i), padding on `side`.
+    """Bring sequences (t_i,) to one length t = max(t_i), at least 1, padding on `side`.
 
     >>> pad([np.array([5, 6]), np.array([7])], 0, "right").attention_mask.tolist()
     [[1, 1], [1, 0]]
     """
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    t = int(lengths.max())
+    t = max(1, int(lengths.max()))
     position = np.arange(t)
     real = position < lengths[:, None] if side == "right" else position >= t - lengths[:, None]
     input_ids = np.full((len(sequences), t), pad_token_id, np.int64)

@@ -13,6 +13,7 @@ from embedserve.settings import Settings
 # Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
 # is the residual, the query, key and value, and the feed-forward's 4 + 4, with one copy of each.
 _WIDTH = 24
+_BAG_WIDTH = 2  # rows that were looked up, and their product with the mask
 _HEAD = 32  # the narrowest head of a served model: the most heads
 _SCORES = 2  # attention's scores and their softmax
 # A head that is being received, and what Python, uvicorn and the kernel's reads keep beside it.
@@ -63,7 +64,7 @@ def estimate(
     known = list(manifests)
     return Footprint(
         loaded=loaded,
-        passes=lanes * max(_pass(manifest, tokens_per_pass) for manifest in known),
+        passes=lanes * max(_pass(manifest, tokens_per_pass, settings) for manifest in known),
         # The largest request is taken when it is alone, whatever the setting.
         pending=max(settings.max_pending_mb * 1_000_000, *(_largest(m, settings) for m in known)),
         cache=settings.cache_mb * 1_000_000,
@@ -77,12 +78,15 @@ def _largest(manifest: Manifest, settings: Settings) -> int:
     return BODY_COPIES * settings.max_body_bytes + answer
 
 
-def _pass(manifest: Manifest, tokens_per_pass: int) -> int:
+def _pass(manifest: Manifest, tokens_per_pass: int, settings: Settings) -> int:
     """Bytes of the largest pass: the budget's, or one of the longest text alone."""
-    tokens = max(tokens_per_pass, manifest.max_tokens)
+    longest = min(manifest.max_tokens, settings.max_request_tokens)
+    tokens = max(tokens_per_pass, longest)
+    if manifest.is_bag:
+        return 4 * _BAG_WIDTH * manifest.hidden_size * tokens
     linear = 4 * _WIDTH * manifest.hidden_size * tokens
     # A budget of short texts has less: scores are of each text with itself.
-    square = min(manifest.max_tokens, manifest.masked_up_to or manifest.max_tokens)
+    square = min(longest, manifest.masked_up_to or longest)
     rows = max(1, tokens_per_pass // square)
     heads = max(1, manifest.hidden_size // _HEAD)
     return linear + 4 * _SCORES * heads * rows * square * square

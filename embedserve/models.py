@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,10 +68,15 @@ class Model:
             backend=backend,
             # Attention's share of a transformer layer's work is t / (6 h): 2 * t * h products of
             # scores and values per token against 12 * h * h of the projections.
-            shape=Shape(spec.name, 6.0 * manifest.hidden_size, manifest.masked_up_to),
+            shape=Shape(
+                spec.name,
+                math.inf if manifest.is_bag else 6.0 * manifest.hidden_size,
+                manifest.masked_up_to,
+            ),
             dimension=manifest.dimension,
             pad_token_id=manifest.pad_token_id,
             padding_side=manifest.padding_side,
+            is_bag=manifest.is_bag,
         )
 
     async def embed(

@@ -93,6 +93,10 @@ def maximum(token_embeddings: Floats, attention_mask: Ints) -> Floats:
 
 Pool = Callable[[Floats, Ints], Floats]
 
+# The mean of a graph that only looks rows up, as torch's EmbeddingBag takes it: a text without
+# tokens has a vector, zeros, where any other model has none.
+BAG = "bag"
+
 # sentence-transformers' names, in its order of concatenation for the older configuration keys.
 POOLING: Mapping[str, Pool] = {
     "cls": cls,
@@ -101,6 +105,7 @@ POOLING: Mapping[str, Pool] = {
     "mean_sqrt_len_tokens": mean_sqrt_len_tokens,
     "weightedmean": weightedmean,
     "lasttoken": lasttoken,
+    BAG: mean,
 }
 
 

@@ -20,6 +20,9 @@ Truncate = Literal["error", "end", "start"]
 # Truncation does not bound a tokenizer's work (1 M CJK characters: 3.7 s at a limit of 256
 # tokens), so characters are bounded first. No cut here: a text of very long words may still fit.
 CHARACTERS_PER_TOKEN = 250
+# As many as a limit of 32,768 tokens takes, the largest of a model with attention: a model of
+# static embeddings has none.
+MOST_CHARACTERS = 32_768 * CHARACTERS_PER_TOKEN
 # What tokenizing takes for each character, at most (CJK, a token each): 110 bytes.
 _ENCODED = 128
 
@@ -67,7 +70,8 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self.vocabulary = manifest.vocabulary
         self.max_tokens = manifest.max_tokens
-        self.max_characters = manifest.max_tokens * CHARACTERS_PER_TOKEN
+        self.max_characters = min(manifest.max_tokens * CHARACTERS_PER_TOKEN, MOST_CHARACTERS)
+        self._takes_empty = manifest.is_bag
         self._prefix, self._suffix = self._special_tokens(path)
 
     def encode(
@@ -86,7 +90,7 @@ class Tokenizer:
         totals = [len(ids) for ids in sequences]
         for i, total in enumerate(totals):
             where = f"input[{first + i}]"
-            if total == 0:
+            if total == 0 and not self._takes_empty:
                 raise RequestError("empty_input", f"{where} has no token of this model", where)
             if total <= self.max_tokens:
                 continue

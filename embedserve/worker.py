@@ -52,6 +52,7 @@ class Engine:
     pad_token_id: int
     padding_side: str
     rate: float = 0.0  # cost units a second in one lane, measured at start; 0: not known
+    is_bag: bool = False  # a text may have no token, and a vector may be zeros
 
 
 @dataclass(slots=True, eq=False)
@@ -143,10 +144,11 @@ class Worker:
     def submit(self, engine: Engine, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.
 
-        Each sequence (t_i,) int64 has one token or more. `most`: the seconds it gives itself.
+        Each sequence (t_i,) int64 has one token or more, or none where the engine is a bag.
+        `most`: the seconds it gives itself.
         """
         self._check_open()
-        if any(len(ids) == 0 for ids in sequences):
+        if not engine.is_bag and any(len(ids) == 0 for ids in sequences):
             raise RequestError("empty_input", "a text without tokens cannot be embedded", "input")
         now = self._clock()
         rows = np.empty((len(sequences), engine.dimension), np.float32)
@@ -326,10 +328,12 @@ class Worker:
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
         # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
+        is_bag = self._engines[entries[0].shape].is_bag
         norms = np.einsum("bd,bd->b", rows, rows)
         now = self._clock()
         for entry, row, norm in zip(entries, rows, norms.tolist(), strict=True):
-            if not 0 < norm < float("inf"):
+            is_usable = norm < float("inf") and (norm > 0 or is_bag)
+            if not is_usable:
                 self._fail_readers(entry, _non_finite)
                 continue
             self._flight.land(entry)

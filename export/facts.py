@@ -5,7 +5,7 @@ What is not understood is refused with the file and the key, never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,9 @@ import tokenizers
 
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.pooling import BAG
 from export import config_keys, modules, tokenizer_keys, wishes
+from export.families import static_embedding
 from export.families.family import Family
 from export.families.registry import FAMILIES
 from export.files import (
@@ -40,8 +42,9 @@ class Facts:
 
     `directory` holds config.json, weights and tokenizer; hidden_size is that of its token
     embeddings, dimension that of the final vector; max_tokens counts special tokens, and own_limit
-    is what it is without the wish for a lower one; weight_bytes counts the weights in float32.
-    `replaced` are files, by their path in the model, that today's libraries must see otherwise.
+    is what it is without the wish for a lower one, None where sentence-transformers never cuts;
+    weight_bytes counts the weights in float32. `replaced` are files, by their path in the model,
+    that today's libraries must see otherwise.
     """
 
     directory: Path
@@ -50,7 +53,7 @@ class Facts:
     dimension: int
     vocabulary: int
     max_tokens: int
-    own_limit: int
+    own_limit: int | None
     pooling: tuple[str, ...]
     finishing: tuple[Finish, ...]
     matryoshka: tuple[int, ...]
@@ -67,6 +70,8 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
     refuse_kernels()
     listed = modules.read(directory / "modules.json")
     root = inside(directory, listed[0].path)
+    if listed[0].kind == modules.STATIC:
+        return _static(directory, root, listed[1:], spec)
     config, replaced = _config(root / "config.json")
     sentence = _sentence_config(root)
     hidden_size, pooling = modules.pooling(inside(directory, listed[1].path) / "config.json")
@@ -96,6 +101,35 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
         replaced={}
         if replaced is None
         else {f"{listed[0].path}/config.json".lstrip("/"): replaced},
+    )
+
+
+def _static(
+    directory: Path, root: Path, following: Sequence[modules.Module], spec: ModelSpec
+) -> Facts:
+    """The facts of static embeddings: the mean of rows, without a limit, of tokens alone."""
+    found = static_embedding.read(root)
+    finishing, dimension = modules.finishing(directory, following, found.hidden_size)
+    prompts, default_prompt_name = _prompts(directory / "config_sentence_transformers.json", spec)
+    wishes.refuse_task(spec, static_embedding.KIND)
+    wishes.refuse_limit(spec, root)
+    return Facts(
+        directory=root,
+        model_type=static_embedding.KIND,
+        hidden_size=found.hidden_size,
+        dimension=dimension,
+        vocabulary=found.vocabulary,
+        max_tokens=found.max_tokens,
+        own_limit=None,
+        pooling=(BAG,),
+        finishing=_with_wishes(finishing, spec),
+        matryoshka=_matryoshka(spec, dimension),
+        prompts=MappingProxyType(prompts),
+        default_prompt_name=default_prompt_name,
+        do_lower_case=False,
+        pad_token_id=0,  # any row: padding has no weight
+        weight_bytes=4 * found.vocabulary * found.hidden_size,
+        replaced=MappingProxyType({}),
     )
 
 

@@ -6,11 +6,14 @@ that what older and newer files call otherwise, or leave to a default, is one ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from embedserve.artifact import GRAPH, WEIGHTS
 from embedserve.errors import Exit, StartupError
+from export.families import static_embedding
 from export.families.checkpoint import Checkpoint
 from export.families.family import Built, Family
 from export.families.graph_builder import GraphBuilder
@@ -36,15 +39,21 @@ def run(job: Json) -> Json:
     before anything is written.
     """
     directory, out = Path(job["directory"]), Path(job["out"])
-    family = FAMILIES[job["model_type"]]
-    config = _config(directory)
-    shapes = _build(family, config, directory, GraphBuilder(None), shapes_only=True)
-    _check(shapes, directory, job)
+    build = _builder(job["model_type"], directory)
+    _check(build(GraphBuilder(None), True), directory, job)
     with (out / WEIGHTS).open("wb") as weights:
         graph = GraphBuilder(weights)
-        built = _build(family, config, directory, graph, shapes_only=False)
+        built = build(graph, False)
     graph.write(built.output, built.hidden_size, out / GRAPH)
     return {"versions": versions(LIBRARIES), "masked_up_to": built.masked_up_to}
+
+
+def _builder(model_type: str, directory: Path) -> Callable[[GraphBuilder, bool], Built]:
+    """What adds the nodes of the model in `directory`; True: by names and shapes alone."""
+    if model_type == static_embedding.KIND:
+        return lambda graph, shapes_only: static_embedding.build(directory, graph)
+    family, config = FAMILIES[model_type], _config(directory)
+    return partial(_build, family, config, directory)
 
 
 def _check(built: Built, directory: Path, job: Json) -> None:

@@ -80,7 +80,7 @@ def finish(step: Step, facts: Facts, stage: Path, precision: str) -> Graph:
     return Graph(
         fused=_fused(model.graph),
         masked_up_to=result["masked_up_to"],
-        tables=tuple(weights_file.tables(model.graph)),
+        tables=tuple(weights_file.tables(model.graph, precision)),
         versions=result["versions"],
         peak_bytes=result["peak_bytes"],
     )

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from embedserve.finishing import ACTIVATIONS
-from embedserve.pooling import POOLING, Floats
+from embedserve.pooling import BAG, POOLING, Floats
 from export.files import (
     WEIGHTS,
     check_keys,
@@ -65,8 +65,12 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
+# A model and its pooling in one module.
+STATIC = "StaticEmbedding"
+
 # Normalize moved from sentence_transformer to base in 6.0.
 MODULES: Mapping[str, tuple[str, ...]] = {
+    STATIC: _class_paths(STATIC, "sentence_transformer"),
     "Transformer": _class_paths("Transformer", "base"),
     "Pooling": _class_paths("Pooling", "sentence_transformer"),
     "Dense": _class_paths("Dense", "base"),
@@ -94,10 +98,12 @@ def read(path: Path) -> list[Module]:
             raise refused(f"{where} type = {entry.get('type')!r}; accepted: {', '.join(MODULES)}")
         modules.append(Module(_KIND[entry["type"]], str(entry.get("path", ""))))
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(_AFTER_POOLING):
+    pooled = 1 if kinds[:1] == [STATIC] else 2
+    is_known = pooled == 1 or kinds[:2] == ["Transformer", "Pooling"]
+    if not is_known or not set(kinds[pooled:]) <= set(_AFTER_POOLING):
         raise refused(
-            f"{path}: modules are {', '.join(kinds)}; accepted: Transformer, Pooling, then any of "
-            f"{', '.join(_AFTER_POOLING)}"
+            f"{path}: modules are {', '.join(kinds)}; accepted: Transformer, Pooling, or "
+            f"{STATIC}, then any of {', '.join(_AFTER_POOLING)}"
         )
     return modules
 
@@ -114,6 +120,7 @@ _OLD_POOLING: Mapping[str, str] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _SIZES = ("embedding_dimension", "word_embedding_dimension")
+_MODES = tuple(mode for mode in POOLING if mode != BAG)
 
 
 def pooling(path: Path) -> tuple[int, tuple[str, ...]]:
@@ -129,8 +136,8 @@ def pooling(path: Path) -> tuple[int, tuple[str, ...]]:
     old = tuple(mode for key, mode in _OLD_POOLING.items() if config.get(key)) or ("mean",)
     value = config.get("pooling_mode", old)
     modes = (value,) if isinstance(value, str) else tuple(value or ())
-    if not modes or any(mode not in POOLING for mode in modes):
-        raise refused(f"{path}: pooling_mode = {value!r}; one or several of {', '.join(POOLING)}")
+    if not modes or any(mode not in _MODES for mode in modes):
+        raise refused(f"{path}: pooling_mode = {value!r}; one or several of {', '.join(_MODES)}")
     size = next((key for key in _SIZES if key in config), _SIZES[0])
     return integer(config, size, path), modes
 

@@ -42,6 +42,12 @@ _MODES: Mapping[str, str] = {
         weighted_rows = MatMul (weighted_row, x)
         weightedmean = Squeeze (weighted_rows, axis1)
     """,
+    "bag": """
+        bag_weights = Div (mask, tokens)
+        bag_row = Unsqueeze (bag_weights, axis1)
+        bag_rows = MatMul (bag_row, x)
+        bag = Squeeze (bag_rows, axis1)
+    """,
     "lasttoken": """
         last = ArgMax <axis = 1, keepdims = 1, select_last_index = 1> (mask)
         lasttoken = GatherND <batch_dims = 1> (x, last)

@@ -64,7 +64,9 @@ class _Reference:
             local_files_only=True,
             trust_remote_code=False,
             model_kwargs={"dtype": "float32", "use_safetensors": True},
-        ).eval()
+        )
+        # Modules beside the Transformer have their files' precision.
+        self._model.float().eval()
 
     def set_limit(self, limit: int | None, max_tokens: int) -> None:
         """Refuse a `limit` that is not sentence-transformers' own, and cut at `max_tokens`."""

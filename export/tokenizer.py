@@ -9,6 +9,7 @@ import tokenizers
 from embedserve.artifact import TOKENIZER
 from embedserve.errors import Exit, StartupError
 from export.facts import Facts
+from export.families import static_embedding
 
 
 def export(built: Path, facts: Facts, stage: Path) -> None:
@@ -21,6 +22,8 @@ def export(built: Path, facts: Facts, stage: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_str(built.read_text(encoding="utf-8"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if facts.model_type == static_embedding.KIND:
+        tokenizer = static_embedding.without_special_tokens(tokenizer)
     if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= facts.vocabulary:
         raise StartupError(
             f"{facts.directory / 'tokenizer.json'}: {tokenizer.id_to_token(largest)!r} has id "

@@ -146,6 +146,8 @@ def _compare_rows(
 
 def _cosine(a: Floats, b: Floats) -> float:
     x, y = a.astype(np.float64), b.astype(np.float64)
+    if not x.any() and not y.any():  # a text without tokens, of static embeddings
+        return 1.0
     return float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
 
 

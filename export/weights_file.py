@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
 from onnx.external_data_helper import set_external_data
 
 from embedserve.artifact import WEIGHTS, Table
@@ -46,19 +45,17 @@ def to_fp16(path: Path) -> onnx.ModelProto:
     return model
 
 
-def tables(graph: onnx.GraphProto) -> Iterator[Table]:
-    """The tensors of numbers that nodes look up by row and nothing else reads.
-
-    Not those of integers, such as distances between positions: a table is of the weights' type.
-    """
+def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
+    """The tensors of `precision` that nodes look up by row and nothing else reads."""
+    kind = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[precision]
     readers: dict[str, set[str]] = {}
     for node in _nodes(graph):
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
     for tensor in graph.initializer:
         place = {entry.key: entry.value for entry in tensor.external_data}
-        is_number = tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
-        if place and is_number and readers.get(tensor.name, {""}) <= _LOOKUPS:
+        is_looked_up = readers.get(tensor.name, {""}) <= _LOOKUPS
+        if place and is_looked_up and tensor.data_type == kind:
             yield Table(tensor.name, int(place.get("offset", 0)), tuple(tensor.dims))
 
 

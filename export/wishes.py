@@ -23,6 +23,17 @@ def limit(spec: ModelSpec, own: int, directory: Path) -> int:
     return wish
 
 
+def refuse_limit(spec: ModelSpec, directory: Path) -> None:
+    """Refuse a limit for a model that has none to lower. StartupError (78)."""
+    if spec.max_tokens is not None:
+        raise StartupError(
+            f"models.toml: [models.{spec.name}] max_tokens = {spec.max_tokens}; the model in "
+            f"{directory} averages static embeddings, which sentence-transformers never cuts; "
+            "remove the key",
+            Exit.CONFIG,
+        )
+
+
 def refuse_task(spec: ModelSpec, model_type: str) -> None:
     """Refuse a task for a model that was not trained for several. StartupError (78)."""
     if spec.task is not None:

@@ -444,6 +444,19 @@ def test_padding_can_be_taken_off_again(
         assert set(row[mask == 0].tolist()) <= {pad_token_id}
 
 
+def test_sequences_without_tokens_are_padded_to_one() -> None:
+    """They share passes with near lengths, and cost what one token does."""
+    empty, one = np.array([], np.int64), np.array([5])
+    alone = pad([empty], 7, "right")
+    assert (alone.input_ids.tolist(), alone.attention_mask.tolist()) == ([[7]], [[0]])
+    together = pad([one, empty], 7, "left")
+    assert together.attention_mask.tolist() == [[1], [0]]
+    shape = Shape("m", 1000.0)
+    assert shape.cost(0) == shape.cost(1)
+    assert 0 in shape.near(0)
+    assert 0 in shape.near(5)
+
+
 def test_pad_leaves_its_sequences_alone() -> None:
     """A batch is a copy: an entry may run again after a pass failed."""
     ids: Ints = np.array([1, 2, 3], np.int64)

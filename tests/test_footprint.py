@@ -45,6 +45,13 @@ def test_lanes_and_passes_count() -> None:
     assert most(manifest=LONG) > most() + 2 * 8192 * 768 * 4
 
 
+def test_static_embeddings_are_rows_alone() -> None:
+    """Without a limit the largest text is that of a request, and there is no attention."""
+    bag = tiny.manifest(hidden_size=256, max_tokens=2**31 - 1, pooling=("bag",))
+    less = most(manifest=bag, max_request_tokens=100_000)
+    assert most(manifest=bag, max_request_tokens=200_000) - less == 2 * 100_000 * 256 * 4 * 2
+
+
 def test_connections_count() -> None:
     """A head may be on its way on each."""
     assert most(max_connections=10_000) - most(max_connections=1_000) >= 9_000 * 32_768

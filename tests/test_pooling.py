@@ -27,6 +27,7 @@ BY_HAND = {
     "mean_sqrt_len_tokens": [5.0, 8.5],
     "weightedmean": [2.5, 3.5],
     "lasttoken": [1.0, 2.0],
+    "bag": [2.5, 4.25],
 }
 SIDES = ("right", "left")
 
@@ -117,7 +118,7 @@ def test_modes_are_concatenated_in_the_given_order() -> None:
     ]
 
 
-@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len_tokens", "weightedmean"])
+@pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len_tokens", "weightedmean", "bag"])
 def test_a_row_without_real_tokens_gives_zeros(mode: str) -> None:
     """No token, no direction: zeros, never NaN."""
     hidden = np.ones((1, 3, 2), np.float32)

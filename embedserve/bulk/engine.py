@@ -71,7 +71,7 @@ class Work:
     @property
     def part_done(self) -> float:
         """How much of its tokens was run, 0 to 1; 0 until all texts are tokenized."""
-        return self.tokens_done / self.tokens if self.sequences else 0.0
+        return self.tokens_done / self.tokens if self.tokens else 0.0
 
 
 class _Item(NamedTuple):
@@ -217,7 +217,7 @@ class Engine:
             return self._rows(sequences[:middle]) + self._rows(sequences[middle:])
         norms = np.einsum("bd,bd->b", rows, rows)
         return [
-            row if 0 < norm < float("inf") else _NON_FINITE
+            row if norm < float("inf") and (norm > 0 or engine.is_bag) else _NON_FINITE
             for row, norm in zip(rows, norms.tolist(), strict=True)
         ]
 
@@ -235,7 +235,7 @@ def cut(lengths: Sequence[int], shape: Shape, tokens_per_pass: int) -> Iterator[
     while start < len(order):
         longest = lengths[order[start]]
         shortest = shape.near(longest).start
-        room = max(1, tokens_per_pass // longest)
+        room = max(1, tokens_per_pass // max(1, longest))
         taken = [i for i in order[start : start + room] if lengths[i] >= shortest]
         yield taken
         start += len(taken)

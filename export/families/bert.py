@@ -128,6 +128,8 @@ KEYS: Keys = {
     "hidden_act": tuple(ACTIVATIONS),
     # Others are ignored by transformers 5, and their tensors with them.
     "position_embedding_type": ("absolute", None),
+    # Says what more to return.
+    "use_return_dict": None,
 }
 # Of the pooler and of training, which no hidden state depends on; LaBSE's and mBERT's files have
 # them.
@@ -142,6 +144,8 @@ _UNUSED = (
 _ELECTRA_KEYS: Keys = {
     **KEYS,
     "embedding_size": None,
+    # The other model's, in pre-training.
+    "generator_size": None,
     # How a head for classification summarizes.
     **dict.fromkeys(
         (

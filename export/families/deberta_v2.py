@@ -158,6 +158,7 @@ _KEYS: Keys = {
     "hidden_act": tuple(ACTIVATIONS),
     # A convolution beside the first layer (v2-xlarge): not implemented.
     "conv_kernel_size": (0,),
+    "conv_act": None,
     "pad_token_id": None,  # names a token
     # Of heads.
     **dict.fromkeys(("legacy", "pooler_dropout", "pooler_hidden_act", "pooler_hidden_size")),

@@ -65,6 +65,7 @@ _KEYS: Keys = {
     # transformers' model reads none of them: it takes 1 for padding, and has no token types.
     **dict.fromkeys(("pad_token_id", "type_vocab_size")),
     "relative_attention_num_buckets": (_BUCKETS,),
+    "position_embedding_type": ("absolute", None),
 }
 _IGNORED = (
     r"pooler\..*",  # the modules after the model pool themselves

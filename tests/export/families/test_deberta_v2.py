@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 from embedserve.errors import StartupError
+from export import weights_file
 from export.families.deberta_v2 import FAMILIES
 from tests.export.families import random_checkpoints as checkpoints
 from tests.export.families.random_checkpoints import hf
@@ -51,6 +53,17 @@ def deberta(directory: Path, model_class: Any = None, **options: Any) -> Path:
 def test_equals_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
     """Also for texts of one token, and of more than the longest distance."""
     checkpoints.assert_equal(deberta(tmp_path, **options), FAMILIES, [1, 2, 3, 40, 17, 130, 520])
+
+
+def test_shared_tables_are_of_embeddings(tmp_path: Path) -> None:
+    """What sessions share is read as floats: the indexes of distances must not be among it."""
+    options = {"position_buckets": 256, "max_position_embeddings": 512}
+    path = checkpoints.build(deberta(tmp_path, **options), FAMILIES)
+    graph = onnx.load(path, load_external_data=False).graph
+    indexes = {tensor.name for tensor in graph.initializer if tensor.external_data}
+    assert "distances_1.rows" in indexes
+    shared = [table.name for table in weights_file.tables(graph, "fp32")]
+    assert shared == ["embeddings.word_embeddings.weight"]
 
 
 def test_bits_in_company(tmp_path: Path) -> None:
