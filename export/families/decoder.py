@@ -1,4 +1,4 @@
-"""Decoders after Llama: llama, mistral, ministral, qwen2, qwen3; and eurobert, its encoder.
+"""Decoders after Llama: Mistral's, Qwen's; and EuroBERT, an encoder of the same parts.
 
 Causal, or bidirectional where config.json says is_causal = false, which today's transformers takes
 for every one of them. Positions count from the first token of a row: padding is to the right.
@@ -74,6 +74,9 @@ FAMILIES = {
     "ministral": family(
         Variant(windows="layer_types"),
         {**_ACTIVATION, "sliding_window": None, "layer_types": None},
+    ),
+    "ministral3": family(
+        Variant(windows="all", scaled_queries=True), {**_ACTIVATION, "sliding_window": None}
     ),
     "qwen2": family(
         Variant(projection_bias=True, windows="layer_types"), {**_ACTIVATION, **_LAYER_TYPES}

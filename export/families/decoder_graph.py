@@ -12,7 +12,7 @@ from export.families import even_length
 from export.families.attention import Attention, Heads
 from export.families.family import Built
 from export.families.layers import Layers
-from export.families.rotary import Rotary, frequencies
+from export.families.rotary import Rotary, frequencies, positions
 from export.files import refused
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -31,6 +31,7 @@ class Variant:
     `scaled_embeddings`: they are multiplied by the root of their size.
     `query_scalar`: scores are divided by the root of query_pre_attn_scalar, not of the heads' size.
     `softcap`: scores are bounded by attn_logit_softcapping.
+    `scaled_queries`: by their position, as rope_parameters say (Llama 4's, for long texts).
     `activation`: the key that names it.
     """
 
@@ -43,6 +44,7 @@ class Variant:
     scaled_embeddings: bool = False
     query_scalar: bool = False
     softcap: bool = False
+    scaled_queries: bool = False
     activation: str = "hidden_act"
 
 
@@ -105,7 +107,10 @@ class Decoder:
             query = self._head_norm(query, f"{name}.q_norm", heads.width)
             key = self._head_norm(key, f"{name}.k_norm", heads.shared_width)
         rotary = self._rotaries[layer_type]
-        mixed = self._mix(rotary.rotate(query), rotary.rotate(key), value, layer_type)
+        query, key = rotary.rotate(query), rotary.rotate(key)
+        if self._variant.scaled_queries:
+            query = layers.graph.node("Mul", [query, self._query_scales()])
+        mixed = self._mix(query, key, value, layer_type)
         return layers.linear(mixed, f"{name}.o_proj", heads.width, hidden, bias=self._bias)
 
     def _mix(self, query: str, key: str, value: str, layer_type: str) -> str:
@@ -126,6 +131,18 @@ class Decoder:
 
     def _declared_bidirectional(self) -> bool:
         return self._variant.bidirectional or not getattr(self._config, "is_causal", True)
+
+    def _query_scales(self) -> str:
+        """1 + beta * log(1 + position // length) as a column (t, 1); made once a graph."""
+        graph, parameters = self._layers.graph, self._config.rope_parameters
+        if not graph.has("query_scales"):
+            length = graph.number(float(parameters["original_max_position_embeddings"]))
+            times = graph.node("Floor", [graph.node("Div", [positions(graph), length])])
+            logarithm = graph.node("Log", [graph.node("Add", [times, graph.number(1.0)])])
+            beta = graph.number(float(parameters["llama_4_scaling_beta"]))
+            part = graph.node("Mul", [logarithm, beta])
+            graph.node("Add", [part, graph.number(1.0)], "query_scales")
+        return "query_scales"
 
     def _feed(self, x: str, name: str) -> str:
         config, layers = self._config, self._layers
@@ -187,5 +204,14 @@ class Decoder:
 
     def _rotary(self, name: str, parameters: dict[str, Any], kind: str | None) -> Rotary:
         where = "config.json: rope_parameters" + (f" of {kind}" if kind else "")
+        if self._variant.scaled_queries:
+            missing = {"llama_4_scaling_beta", "original_max_position_embeddings"} - set(parameters)
+            if missing:
+                raise refused(
+                    f"{where}: {', '.join(sorted(missing))} missing; numbers are accepted"
+                )
+            # The first is read above, the second by nobody: the model's own limit once more.
+            others = ("llama_4_scaling_beta", "max_position_embeddings")
+            parameters = {k: v for k, v in parameters.items() if k not in others}
         values = frequencies(self._config, parameters, self._heads.size, where, kind)
         return Rotary(self._layers.graph, name, *values)

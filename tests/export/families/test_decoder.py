@@ -43,6 +43,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+LLAMA_4 = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -61,6 +62,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Ministral",
         {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]},
     ),
+    "ministral3": ("Ministral3", {"rope_parameters": LLAMA_4}),
+    "ministral3-both-ways": ("Ministral3", {"rope_parameters": LLAMA_4, "is_causal": False}),
     "qwen2": ("Qwen2", {}),
     "qwen2-windows": ("Qwen2", WINDOWS),
     "qwen2-windows-unused": ("Qwen2", WINDOWS | {"use_sliding_window": False}),
@@ -221,6 +224,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("mistral-window", "sliding_window", 0),
     ("mistral-window", "layer_types", ["full_attention", "full_attention"]),
     ("mistral-both-ways", "sliding_window", 4096),
+    ("ministral3", "rope_parameters", YARN),
     ("llama", "sliding_window", 9),
     ("llama", "rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
     ("eurobert", "is_causal", True),
