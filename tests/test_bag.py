@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_texts_without_tokens_are_zeros(server: Server) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["prompt_tokens"] == 3
     rows = [entry["embedding"] for entry in answer.json()["data"]]
-    expected = [np.zeros(tiny.HIDDEN), mean("a b"), np.zeros(tiny.HIDDEN), mean("c")]
+    expected: list[Any] = [np.zeros(tiny.HIDDEN), mean("a b"), np.zeros(tiny.HIDDEN), mean("c")]
     np.testing.assert_allclose(rows, [*expected, expected[0]], atol=1e-7)
     alone = server.embed(model="bag", input=" ").json()["data"][0]["embedding"]
     assert alone == [0.0] * tiny.HIDDEN
