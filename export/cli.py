@@ -13,6 +13,7 @@ from embedserve import __version__, config
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build
+from export.families.static_embedding import NO_LIMIT
 from export.steps import Nurseries
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -184,4 +185,4 @@ def _row(name: str, result: build.Result) -> tuple[str, ...]:
 
 
 def _compared(limit: int, longest: int) -> str:
-    return str(longest) if longest >= limit else f"{longest} of {limit}"
+    return str(longest) if longest >= limit or limit == NO_LIMIT else f"{longest} of {limit}"

@@ -83,10 +83,14 @@ class Step:
         self._errors.seek(0)
         said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         if status == -signal.SIGKILL:
-            what = "was killed; most likely the machine's memory ended"
-        else:
-            what = f"ended with status {status}: {(said or ['nothing was said'])[-1]}"
-        return StartupError(f"the process of {self._module} {what}", Exit.SOFTWARE)
+            return StartupError(
+                f"the process of {self._module} was killed; most likely the machine's memory ended",
+                Exit.SOFTWARE,
+            )
+        last = (said or ["nothing was said"])[-1]
+        return StartupError(
+            f"the process of {self._module} ended with status {status}: {last}", Exit.SOFTWARE
+        )
 
 
 class Nurseries:

@@ -111,8 +111,11 @@ def _same_ids(tokenizer: Tokenizer, cases: Sequence[Case], expected: Sequence[In
     for i, (case, theirs) in enumerate(zip(cases, expected, strict=True)):
         ids = tokenizer.encode([case.text], case.prompt).sequences[0]
         if not np.array_equal(ids, theirs):
-            what = f"token ids {_shown(ids)}, sentence-transformers has {_shown(theirs)}"
-            raise _failed(i, case, what)
+            raise _failed(
+                i,
+                case,
+                f"token ids {_shown(ids)}, sentence-transformers has {_shown(theirs)}",
+            )
         sequences.append(ids)
     return sequences
 
