@@ -227,6 +227,7 @@ def _graph_and_answers(
     place = scratch / "graph"
     place.mkdir()
     with graph.start(found, stage, place, nurseries) as making:
+        graph.check(found, place, nurseries)
         if found.weight_bytes > TOGETHER_BYTES:
             written = graph.finish(making, found, stage, spec.precision)
             with question.start(nurseries) as asking:

@@ -25,6 +25,8 @@ _OPTIMUM = frozenset(("bert", "camembert", "distilbert", "electra", "roberta", "
 _OPTIMUM_BYTES = 1_900_000_000
 _OPTIMUM_TOKENS = 512
 
+_FAMILY_STEP = "export.family_graph"
+
 _INTERESTING = ("Attention", "Gelu", "LayerNormalization", "RotaryEmbedding")
 
 
@@ -50,18 +52,31 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
 
     The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
     """
-    job: dict[str, Any] = {
+    job = {**_job(facts), "out": str(stage)}
+    if not is_optimums(facts):
+        return nurseries.start(_FAMILY_STEP, job, scratch)
+    family = FAMILIES[facts.model_type]
+    job |= {"prefixes": list(family.prefixes), "ignored": list(family.ignored)}
+    return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
+
+
+def check(facts: Facts, scratch: Path, nurseries: Nurseries) -> None:
+    """Look at the tensors' names and shapes and at the positions, as the family's graph would.
+
+    For what optimum makes: a family's own step begins with it. StartupError (65).
+    """
+    if is_optimums(facts):
+        with nurseries.start(_FAMILY_STEP, _job(facts), scratch) as step:
+            step.result()
+
+
+def _job(facts: Facts) -> dict[str, Any]:
+    return {
         "directory": str(facts.directory),
-        "out": str(stage),
         "model_type": facts.model_type,
         "hidden_size": facts.hidden_size,
         "max_tokens": facts.max_tokens,
     }
-    if not is_optimums(facts):
-        return nurseries.start("export.family_graph", job, scratch)
-    family = FAMILIES[facts.model_type]
-    job |= {"prefixes": list(family.prefixes), "ignored": list(family.ignored)}
-    return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
 
 
 def finish(step: Step, facts: Facts, stage: Path, precision: str) -> Graph:

@@ -75,7 +75,6 @@ def _trace(directory: Path, out: Path, job: Json) -> int:
             )
             model.eval()
             _check_tensors(directory, loading, job["prefixes"], job["ignored"])
-            _check_positions(model, directory, job["max_tokens"])
             config = TasksManager.get_exporter_config_constructor(
                 "onnx", model, task="feature-extraction", library_name="transformers"
             )(model.config)
@@ -123,27 +122,6 @@ def _check_tensors(
             f"{loading['mismatched_keys'][0]}",
             Exit.DATAERR,
         )
-
-
-def _check_positions(model: Any, directory: Path, max_tokens: int) -> None:
-    """Refuse a limit past the learned positions: a longer text would fail, or read others'.
-
-    The RoBERTa family counts positions from padding_idx + 1, so two of its 514 are never used.
-    """
-    from torch import nn
-
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        if not isinstance(table, nn.Embedding):
-            continue
-        first = getattr(module, "padding_idx", None)
-        room = table.num_embeddings - (first + 1 if isinstance(first, int) else 0)
-        if max_tokens > room:
-            raise StartupError(
-                f"{directory}: the limit is {max_tokens} tokens, and the model has positions for "
-                f"{room}; set max_tokens = {room} in models.toml",
-                Exit.DATAERR,
-            )
 
 
 def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
