@@ -21,6 +21,7 @@ import export  # noqa: F401  # sets what the libraries read at import
 from export.libraries import versions
 from export.steps import Nurseries
 from tests.models import examination, real, records
+from tests.models.machine import processor
 from tests.models.records import Record, Results
 from tests.models.shapes import SHAPES
 
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             command="make test-models",
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
             versions=versions(_LIBRARIES),
-            processor=_processor(),
+            processor=processor(),
             shapes=shapes,
             resaved=resaved,
             real=seen,
@@ -108,13 +109,6 @@ def _place(keep: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="test-models-") as directory:
         yield Path(directory)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":
