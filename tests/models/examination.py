@@ -37,7 +37,8 @@ def make(shape: Shape, directory: Path, nurseries: Nurseries) -> Files:
     directory.mkdir(parents=True)
     published, native, resaved = (directory / n for n in ("published", "native", "resaved"))
     job = {"maker": shape.maker, "directory": str(published)}
-    _run(nurseries, "tests.models.make_step", job, directory, steps.OPTIMUM)
+    libraries = None if shape.by_today else steps.OPTIMUM
+    _run(nurseries, "tests.models.make_step", job, directory, libraries)
     again = resaved if shape.resaved_refused is not None else None
     today = {
         "published": str(published),

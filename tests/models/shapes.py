@@ -19,7 +19,8 @@ class Shape:
     tests.models.native: then the hub's files cannot be read by today's libraries, and what those
     write is the reference, and is what they save again. `wishes` are keys of models.toml.
     `refused`: the published files; `resaved_refused`: the same saved again. None: not saved again,
-    as today's libraries cannot load them.
+    as today's libraries cannot load them. `by_today`: written by
+    today's libraries, as transformers 4 does not have the model.
     """
 
     maker: str
@@ -28,6 +29,7 @@ class Shape:
     refused: Words = ()
     resaved_refused: Words | None = ()
     convert_pickle: bool = False
+    by_today: bool = False
 
 
 def _not_loaded(maker: str, *words: str, native: str | None = None) -> Shape:
@@ -55,6 +57,8 @@ SHAPES: Mapping[str, Shape] = {
     "clip-multilingual-text": Shape("bert.clip_text"),
     "mpnet": Shape("bert.mpnet"),
     "electra": Shape("bert.electra"),
+    "ernie": Shape("bert.ernie"),
+    "data2vec-text": Shape("sentencepiece.data2vec"),
     "roberta-distilroberta": Shape("sentencepiece.distilroberta"),
     "roberta-no-limit": Shape(
         "sentencepiece.roberta_without_limit",
@@ -105,6 +109,10 @@ SHAPES: Mapping[str, Shape] = {
     "qwen2-remote-stella-gte": _not_loaded("decoders.stella", "config.json", "auto_map"),
     "mistral-e5": Shape("decoders.mistral"),
     "llama-scaled": Shape("decoders.llama"),
+    "eurobert": Shape("decoders.eurobert", by_today=True),
+    "ministral": Shape("decoders.ministral", by_today=True),
+    "ministral3": Shape("decoders.ministral3", by_today=True),
+    "gemma": Shape("decoders.gemma"),
     "embeddinggemma": Shape("decoders.embeddinggemma"),
     "gemma3-harrier-270m": Shape("decoders.harrier"),
     "gemma3-other-thetas": Shape("decoders.gemma3_other_thetas"),
@@ -112,6 +120,8 @@ SHAPES: Mapping[str, Shape] = {
     # Others.
     "t5-gtr": Shape("sentencepiece.gtr"),
     "t5-gated": Shape("sentencepiece.t5_gated"),
+    "mt5": Shape("sentencepiece.mt5"),
+    "umt5": Shape("sentencepiece.umt5"),
     "static-retrieval-mrl": Shape("others.static_mrl"),
     "potion-base-8m": Shape("others.potion"),
     # Refused.

@@ -134,3 +134,10 @@ def electra(directory: Path) -> None:
     size = write_tokenizer(directory, tokenizer, "ElectraTokenizerFast", model_max_length=512)
     write_model(directory, hf.ElectraConfig(vocab_size=size, embedding_size=32, **SIZE))
     Modules("mean_tokens", 128).write(directory)
+
+
+def ernie(directory: Path) -> None:
+    """ERNIE 3.0 and its fine-tunes: BERT's numbers under a name of its own."""
+    size = tokenizer(directory)
+    write_model(directory, hf.ErnieConfig(vocab_size=size, **SIZE))
+    Modules("mean_tokens", 256).write(directory)

@@ -235,3 +235,81 @@ def gemma2(directory: Path) -> None:
     write_model(directory, config)
     prompt = "<instruct>Given a web search query, retrieve relevant passages.\n<query>"
     Modules("lasttoken", 512, prompts={"web_search_query": prompt}).write(directory)
+
+
+def gemma(directory: Path) -> None:
+    """The first Gemma."""
+    size = gemma_tokenizer(directory, 8192)
+    sizes = {**SIZE, "num_key_value_heads": 1, "head_dim": 16}
+    config = hf.GemmaConfig(
+        vocab_size=size,
+        max_position_embeddings=8192,
+        hidden_activation="gelu_pytorch_tanh",
+        **_GEMMA_IDS,
+        **sizes,
+    )
+    write_model(directory, config)
+    Modules("lasttoken", 2048, prompts={}).write(directory)
+
+
+# -- Architectures that transformers 4 does not have: made by today's ----------------------------
+
+
+def eurobert(directory: Path) -> None:
+    """EuroBERT: Llama's layers, both ways; natively saved, as fine-tunes of today are."""
+    tokenizer = vocabularies.llama()
+    size = _today(directory, tokenizer, "<unk>")
+    config = hf.EuroBertConfig(
+        vocab_size=size, max_position_embeddings=8192, pad_token_id=0, num_key_value_heads=4, **SIZE
+    )
+    write_model(directory, config)
+    Modules("mean_tokens", 8192, prompts={}).write(directory)
+
+
+def ministral3(directory: Path) -> None:
+    """Ministral 3: queries are scaled by their position."""
+    size = _today(directory, vocabularies.llama(), "</s>")
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1000000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 256,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+    config = hf.Ministral3Config(
+        vocab_size=size, max_position_embeddings=2048, rope_parameters=rope, **SIZE, **_GROUPED
+    )
+    write_model(directory, config)
+    Modules("lasttoken", 2048, prompts={}).write(directory)
+
+
+def ministral(directory: Path) -> None:
+    """Ministral: a window in every other layer."""
+    size = _today(directory, vocabularies.llama(), "</s>")
+    config = hf.MinistralConfig(
+        vocab_size=size,
+        max_position_embeddings=4096,
+        sliding_window=64,
+        layer_types=["full_attention", "sliding_attention"],
+        num_key_value_heads=2,
+        **SIZE,
+    )
+    write_model(directory, config)
+    Modules("lasttoken", 4096, prompts={}).write(directory)
+
+
+def _today(directory: Path, tokenizer: Any, pad: str) -> int:
+    return write_tokenizer(
+        directory,
+        tokenizer,
+        "PreTrainedTokenizerFast",
+        pad_token=pad,
+        bos_token="<s>",  # noqa: S106  # tokens of text
+        eos_token="</s>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=8192,
+    )

@@ -153,3 +153,29 @@ def instructor(directory: Path) -> None:
     """instructor-*: the instruction is left out of pooling."""
     gtr(directory)
     edit_json(directory / "1_Pooling" / "config.json", include_prompt=False)
+
+
+def data2vec(directory: Path) -> None:
+    """data2vec's text model, built as RoBERTa."""
+    vocabulary = vocabularies.byte_bpe(vocabularies.ROBERTA)
+    size = write_tokenizer(directory, vocabulary, "RobertaTokenizerFast", model_max_length=512)
+    config = hf.Data2VecTextConfig(vocab_size=size, max_position_embeddings=514, **ROBERTA, **SIZE)
+    write_model(directory, config)
+    Modules("mean_tokens", 256).write(directory)
+
+
+def mt5(directory: Path) -> None:
+    """An encoder of mT5: positions are the first layer's alone."""
+    _multilingual_t5(directory, hf.MT5Config, hf.MT5EncoderModel)
+
+
+def umt5(directory: Path) -> None:
+    """An encoder of UMT5: each layer has positions of its own."""
+    _multilingual_t5(directory, hf.UMT5Config, hf.UMT5EncoderModel)
+
+
+def _multilingual_t5(directory: Path, config: Any, model_class: Any) -> None:
+    size = sentencepieces.save(directory, KINDS["t5"], extra_ids=10, model_max_length=512)
+    own = {"d_model": HIDDEN, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    write_model(directory, config(vocab_size=size, **own), model_class)
+    Modules("mean_tokens", 512).write(directory)
