@@ -40,7 +40,7 @@ BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
 IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
   .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
 
-.PHONY: serve export test test-serve test-export test-clients test-otel test-slow test-faults test-ray
+.PHONY: serve export test test-serve test-export test-models test-clients test-otel test-slow test-faults test-ray
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
 .PHONY: test-observe dashboard-picture
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
@@ -60,6 +60,11 @@ test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
 test-export: .venv-export/.installed
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
 	$(EXPORT_FAULTS) -m "not slow"
+
+# Every shape of a well-known model and its re-save: twenty minutes; then docs/models.md.
+test-models: .venv-export/.installed .venv-dev/.installed  ## every shape of a well-known model
+	.venv-export/bin/python -m tests.models
+	.venv-dev/bin/python -m tests.models.table
 
 # The server's, under load and with the soak: an idle machine. Then the export's: each operation on
 # files fails once, thirty kills, disks of every size: six minutes.

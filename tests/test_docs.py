@@ -39,6 +39,7 @@ from tests.documents import (
     tables,
     text,
 )
+from tests.models import table as models_table
 
 # Pages whose every name is held; each of the others has tests of its own.
 HELD = (
@@ -265,6 +266,10 @@ class TestModels:
         assert rows["pooling"].split(";")[0].split(", ") == list(POOLING)
         named = rows["Dense"].split(";")[0].removeprefix("activations ").split(", ")
         assert named == [name.rpartition(".")[2] for name in finishing.ACTIVATIONS]
+
+    def test_well_known(self) -> None:
+        """The tables of families and well-known models are those of the last runs."""
+        assert text(self.PATH[0]) == models_table.current(), "run python -m tests.models.table"
 
 
 class TestOperating:

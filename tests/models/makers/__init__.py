@@ -1,0 +1,1 @@
+"""A function for each shape: it writes the files of a model into an empty directory."""

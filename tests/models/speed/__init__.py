@@ -1,0 +1,1 @@
+"""Texts a second through the server's engine, against sentence-transformers on torch."""

@@ -1,0 +1,84 @@
+"""One engine in a process: reads a line of JSON with texts, embeds them, answers the seconds.
+
+python -m tests.models.speed.engines server DIRECTORY        (in .venv)
+python -m tests.models.speed.engines torch DIRECTORY         (in .venv-export)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Texts, and the batch size, which is the server's own in its case -> seconds.
+Run = Callable[[list[str], int], float]
+
+
+def server(directory: Path) -> Run:
+    """The server's engine with its own settings for the CPU: requests as they come from its API."""
+    from embedserve.backend import PROVIDERS
+    from embedserve.config import ModelSpec
+    from embedserve.metrics import Metrics
+    from embedserve.registry import load_model
+    from embedserve.schemas import EmbeddingsRequest
+    from embedserve.worker import Worker
+
+    cores = len(os.sched_getaffinity(0))
+    provider = PROVIDERS["cpu"]
+    model, _ = load_model(ModelSpec(name="m"), directory, "cpu", cores)
+    loop = asyncio.new_event_loop()
+    lanes = provider.lanes or cores
+    metrics = Metrics()
+
+    async def make() -> Worker:
+        return Worker({"m": model.engine}, lanes, provider.tokens_per_pass, 1e9, metrics)
+
+    worker = loop.run_until_complete(make())
+
+    async def stays() -> None:
+        await asyncio.Event().wait()
+
+    def run(texts: list[str], _: int) -> float:
+        request = EmbeddingsRequest(None, texts, None)
+        start = time.perf_counter()
+        work = model.embed(request, worker, 10**9, stays, loop.time() + 3600)
+        loop.run_until_complete(work)
+        return time.perf_counter() - start
+
+    return run
+
+
+def torch(directory: Path) -> Run:
+    """sentence-transformers on all cores."""
+    from sentence_transformers import SentenceTransformer
+
+    model: Any = SentenceTransformer(
+        str(directory), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+    )
+
+    def run(texts: list[str], batch_size: int) -> float:
+        start = time.perf_counter()
+        model.encode(texts, batch_size=batch_size, show_progress_bar=False)
+        return time.perf_counter() - start
+
+    return run
+
+
+ENGINES: dict[str, Callable[[Path], Run]] = {"server": server, "torch": torch}
+
+
+def main(arguments: list[str]) -> None:
+    run = ENGINES[arguments[0]](Path(arguments[1]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(run(request["texts"], request["batch_size"]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
