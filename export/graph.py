@@ -55,6 +55,12 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
     job = {**_job(facts), "out": str(stage)}
     if not is_optimums(facts):
         return nurseries.start(_FAMILY_STEP, job, scratch)
+    if not steps.OPTIMUM.is_dir():
+        raise StartupError(
+            f"{steps.OPTIMUM}: no such folder; it holds optimum and what it needs "
+            "(requirements/optimum.txt), and `make .venv-export/.installed` makes it",
+            Exit.CONFIG,
+        )
     family = FAMILIES[facts.model_type]
     job |= {"prefixes": list(family.prefixes), "ignored": list(family.ignored)}
     return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)

@@ -16,7 +16,7 @@ import pytest
 from embedserve import artifact
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from export import build, cli, graph
+from export import build, cli, graph, steps
 from export.facts import Facts
 from export.steps import Step
 from tests.export.checkpoints import bert, checkpoint, edit_json
@@ -324,3 +324,13 @@ def test_tables_are_read_in_place(out: Path) -> None:
     assert all("embeddings" in name for name in mapped)
     for name, table in mapped.items():
         np.testing.assert_array_equal(table, onnx.numpy_helper.to_array(tensors[name]))
+
+
+def test_without_optimum_s_folder(
+    export_model: Export, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment made without it: one line that names the folder and what makes it."""
+    monkeypatch.setattr(steps, "OPTIMUM", tmp_path / "none")
+    with pytest.raises(StartupError, match=r"none: no such folder.*make \.venv-export") as caught:
+        export_model(SPEC, tmp_path / "out", source)
+    assert caught.value.status == Exit.CONFIG
