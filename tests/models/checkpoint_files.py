@@ -147,8 +147,11 @@ def randomize(model: Any, seed: int = 0) -> None:
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            elif "embed" in name or "shared" in name or "relative" in name:
+            elif "relative" in name or "rel_embeddings" in name:
                 parameter.normal_(0, 0.5)
+            elif "embed" in name or "shared" in name:
+                # As small as trained ones: a norm's epsilon shows.
+                parameter.normal_(0, 0.04)
             else:
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
 

@@ -295,8 +295,8 @@ def ministral(directory: Path) -> None:
         max_position_embeddings=4096,
         sliding_window=64,
         layer_types=["full_attention", "sliding_attention"],
-        num_key_value_heads=2,
         **SIZE,
+        **_GROUPED,
     )
     write_model(directory, config)
     Modules("lasttoken", 4096, prompts={}).write(directory)
