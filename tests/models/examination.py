@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,7 @@ def _without(line: str, *places: Path) -> str:
     for place in places:
         for one in (place, place.parent):
             line = line.replace(f"{one}/", "")
-    return line
+    return re.sub(r"\b(published|native|resaved)/", "", line)
 
 
 def remove(directory: Path) -> None:
