@@ -33,7 +33,7 @@ def folders(model: str, names: Collection[str], read_json: ReadJson) -> tuple[st
     config = read_json(name) if name in names else {}
     if not isinstance(config, dict):
         raise refused(f"{model}: {name} holds {type(config).__name__}; accepted: an object")
-    if not _is_replaced(config.get("model_type")):
+    if not _is_replaced(config):
         _refuse_code(model, name, config, [module["type"] for module in modules])
     return found
 
@@ -55,12 +55,16 @@ def inside(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _is_replaced(model_type: Any) -> bool:
+def _is_replaced(config: Json) -> bool:
     """Whether a family computes what the code of such models computes."""
-    from export.families.registry import FAMILIES  # with onnx, which the documentation's tests lack
+    # With onnx, which the documentation's tests lack.
+    from export.families import jina_v3_adapters
+    from export.families.registry import FAMILIES
 
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    return family is not None and family.auto_map
+    kind = config.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    is_family = family is not None and family.auto_map
+    return is_family or jina_v3_adapters.is_hub_form(config)
 
 
 def _is_module(value: Any) -> bool:
