@@ -108,11 +108,11 @@ _RIGHT = ("right", None)
 
 def check(config: Json, path: Path) -> None:
     """Refuse remote code, texts that are cut at their start, and every key that is not known."""
-    if config.get("auto_map"):
+    if "auto_map" in config:
         raise refused(f"{path}: auto_map names remote code; it is never run")
     if (side := config.get("truncation_side")) not in _RIGHT:
         raise refused(f'{path}: truncation_side = {side!r} is not supported; accepted: "right"')
-    for key in config.keys() - KEYS.keys() - {"auto_map", "truncation_side"}:
+    for key in config.keys() - KEYS.keys() - {"truncation_side"}:
         if not key.endswith(
             "_token"
         ):  # a special token of the model's own, as transformers 5 reads
