@@ -25,7 +25,7 @@ BAD_ROWS: Mapping[str, str] = {
     "invalid_type": "the line is no object, or the text no string",
     "missing_column": "the row has no such column, or null in it",
     "column_exists": "the row has a column of the vector's name already",
-    "empty_input": "the text is empty, or has no token of this model (of static embeddings it is zeros)",
+    "empty_input": "the text is empty, or has no token of this model (zeros of static embeddings)",
     "input_too_long": "the text has more than 250 characters per token of the model's limit",
     "context_length_exceeded": "the text has too many tokens, and --truncate error was asked for",
     "inference_failed": "the forward pass of this text alone failed",
