@@ -83,7 +83,12 @@ def _examine(
     resaved: dict[str, Record],
 ) -> None:
     shape = SHAPES[name]
-    files = examination.make(shape, place / name, nurseries)
+    try:
+        files = examination.make(shape, place / name, nurseries)
+    except Exception as error:  # of one shape: the others are looked at all the same
+        shapes[name] = Record("failed", f"its files cannot be made: {error}")
+        _print(name, "", shapes[name])
+        return
     work = place / name / "of-published"
     shapes[name] = examination.examine(shape, files, False, work, nurseries)
     _print(name, "published", shapes[name])

@@ -175,7 +175,7 @@ def _options(arguments: Sequence[str]) -> tuple[Options, Path]:
     parser = argparse.ArgumentParser(prog="python -m tests.models.speed")
     parser.add_argument("families", nargs="*", default=list(KINDS), help="default: all")
     parser.add_argument("--lengths", nargs="*", default=list(LENGTHS))
-    parser.add_argument("--tokens", type=int, default=8192, help="of a round; default: 8192")
+    parser.add_argument("--tokens", type=int, default=5120, help="of a round; default: 5120")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--layers", type=int, default=6)

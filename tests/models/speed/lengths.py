@@ -9,15 +9,19 @@ WORDS = tuple(f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bd
 MIXED = "mixed"
 SPECIAL = 2  # tokens around a text
 
+_FOURS = 4
 # Mixed lengths, as of queries, sentences and passages in English: median 27, mean about 44.
 _MEDIAN, _SIGMA, _SHORTEST, _LONGEST = 27.0, 1.02, 4, 256
 
 
 def sizes(kind: str, tokens: int) -> list[int]:
-    """Lengths of texts that have about `tokens` together: all `kind` long, or mixed."""
+    """Lengths of texts that have about `tokens` together: all `kind` long, or mixed.
+
+    Those of one length are four or a multiple: every lane of two or four has as many.
+    """
     if kind != MIXED:
         length = int(kind)
-        return [length] * max(2, tokens // length)
+        return [length] * max(_FOURS, round(tokens / length / _FOURS) * _FOURS)
     draw = random.Random(11)  # noqa: S311  # the same lengths in every run
     found: list[int] = []
     while sum(found) < tokens:
