@@ -154,7 +154,7 @@ _NOT_IN_FINGERPRINT = (
     "files",
     "converted_from",
 )
-# Keys that stand in manifest.json only where they say something: older versions know them not.
+# Written to manifest.json only when not empty: older versions do not know these keys.
 _OPTIONAL: Mapping[str, Any] = {"converted_from": {}}
 
 

@@ -93,7 +93,7 @@ def _tables(document: Mapping[str, Any], key: str, path: Path) -> Mapping[str, A
         if not isinstance(table, dict):
             raise StartupError(f"{path}: [{key}.{name}] = {shown(table)}; a table")
         if name.lower() in seen:
-            raise StartupError(f"{path}: [{key}.{name}] stands there twice; the hub ignores case")
+            raise StartupError(f"{path}: [{key}.{name}] is there twice; the hub ignores case")
         seen.add(name.lower())
     return tables
 

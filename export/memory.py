@@ -17,7 +17,7 @@ def available(root: Path = Path("/")) -> int:
 
 
 def forget_peak() -> None:
-    """Begin to measure `peak` anew; where the system does not let one, it goes on."""
+    """Reset `peak`; where the system does not allow that, the old peak stays."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

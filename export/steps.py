@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
     """Fork a process for each request, until the socket (its number, the parent's pid) ends."""
     link = socket.socket(fileno=int(arguments[0]))
     _die_with(int(arguments[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends what it has asked for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exporting process ends its steps
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes forked here
     while True:
         message, descriptors, _, _ = socket.recv_fds(link, _MOST_BYTES, 2)

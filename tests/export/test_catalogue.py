@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
         pytest.param(GOOD + "max_tokens = true", "an integer from 1", id="no integer"),
         pytest.param(GOOD + "tasks = []", "a list of names", id="tasks"),
         pytest.param(GOOD + 'note = ""', "a sentence", id="note"),
-        pytest.param(GOOD + GOOD.replace("a/b", "A/B", 1), "stands there twice", id="case"),
+        pytest.param(GOOD + GOOD.replace("a/b", "A/B", 1), "is there twice", id="case"),
         pytest.param(GOOD + '[refused."A/b"]\nreason = "x"', "as well; in one", id="both"),
         pytest.param('[refused."a/b"]', "reason = None; a sentence", id="no reason"),
         pytest.param('[refused."a/b"]\nwhy = "x"', "why: unknown key", id="why"),
