@@ -1,9 +1,10 @@
 """Make every shape, export it and its re-save, and compare: `make test-models`.
 
-    .venv-export/bin/python -m tests.models [SHAPE ...] [--keep DIR] [--real]
+    .venv-export/bin/python -m tests.models [SHAPE ...] [--update] [--keep DIR] [--real]
 
-Without names the whole run is written to results.json. The exit status is 1 when a shape did not
-become what tests/models/shapes.py says.
+Without names the whole run is written to results.json; with --update, what was seen of those that
+are named takes the place of what is there. The exit status is 1 when a shape did not become what
+tests/models/shapes.py says.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("shapes", nargs="*", help="some of the shapes; default: all")
     parser.add_argument("--keep", type=Path, help="leave all files in this new directory")
     parser.add_argument("--real", action="store_true", help="real weights only")
+    parser.add_argument("--update", action="store_true", help="write the named into results.json")
     options = parser.parse_args(arguments)
     names = options.shapes or list(SHAPES)
     if unknown := sorted(set(names) - set(SHAPES)):
@@ -58,17 +60,19 @@ def main(arguments: Sequence[str]) -> int:
             for name in real.MODELS:
                 seen[name] = real.examine(name, place / f"real-{name}", nurseries)
                 _print(name, "real", seen[name])
+    results = Results(
+        command="make test-models",
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        versions=versions(_LIBRARIES),
+        processor=processor(),
+        shapes=shapes,
+        resaved=resaved,
+        real=seen,
+    )
     if is_whole:
-        results = Results(
-            command="make test-models",
-            date=datetime.now(UTC).strftime("%Y-%m-%d"),
-            versions=versions(_LIBRARIES),
-            processor=processor(),
-            shapes=shapes,
-            resaved=resaved,
-            real=seen,
-        )
         records.write(results)
+    elif options.update:
+        records.write(records.updated(records.read(), results, list(SHAPES)))
     found = [*shapes.values(), *resaved.values(), *seen.values()]
     bad = [record for record in found if record.outcome in ("wrong", "failed")]
     print(f"{len(found)} in {time.monotonic() - began:.0f} s; {len(bad)} not as they should be")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ class Results:
 
     command: str
     date: str
-    versions: Mapping[str, str]
+    versions: dict[str, str]
     processor: str
-    shapes: Mapping[str, Record]
-    resaved: Mapping[str, Record]
-    real: Mapping[str, Record]
+    shapes: dict[str, Record]
+    resaved: dict[str, Record]
+    real: dict[str, Record]
 
 
 def read(path: Path = PATH) -> Results:
@@ -51,6 +51,23 @@ def read(path: Path = PATH) -> Results:
     for part in ("shapes", "resaved", "real"):
         document[part] = {name: Record(**record) for name, record in document[part].items()}
     return Results(**document)
+
+
+def updated(old: Results, new: Results, order: Sequence[str]) -> Results:
+    """The old run with the records of a newer, partial one; its shapes in `order`.
+
+    Of other versions or another machine a run is made whole: ValueError.
+    """
+    if (old.versions, old.processor) != (new.versions, new.processor):
+        raise ValueError("results.json is of other versions or another processor: run all shapes")
+    shapes, resaved = old.shapes | new.shapes, old.resaved | new.resaved
+    return replace(
+        old,
+        date=new.date,
+        shapes={name: shapes[name] for name in order if name in shapes},
+        resaved={name: resaved[name] for name in order if name in resaved},
+        real=old.real | new.real,
+    )
 
 
 def write(results: Results, path: Path = PATH) -> None:

@@ -101,7 +101,7 @@ SHAPES: Mapping[str, Shape] = {
     "gte-new-en": Shape("rotary.gte_en", native="gte-en"),
     "gte-arctic-m-v2": Shape("rotary.arctic_m_v2", native="gte-arctic"),
     "jina-v3": Shape("rotary.jina_v3", native="jina-v3", wishes={"task": "text-matching"}),
-    "jina-v2": _not_loaded("rotary.jina_v2", "config.json", "auto_map"),
+    "jina-v2": _not_loaded("rotary.jina_v2", "config.json", "attn_implementation"),
     # Decoders.
     "qwen3-embedding": Shape("decoders.qwen3"),
     "qwen2-gte-kalm": Shape("decoders.kalm"),
@@ -130,7 +130,7 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "clip-vit-b32": _not_loaded("others.clip", "modules.json", "CLIPModel"),
     "router-leaf-asym": _not_loaded("others.router", "modules.json", "Router"),
-    "splade": _not_loaded("others.sparse", "modules.json", "SpladePooling"),
+    "splade": _not_loaded("others.sparse", "modules.json", "MLMTransformer"),
     "slow-tokenizer-phobert-bertjapanese": _not_loaded("others.slow_tokenizer", "tokenizer.json"),
     "plain-transformers-contriever-sapbert": _not_loaded(
         "others.plain_transformers", "modules.json"
