@@ -61,7 +61,9 @@ def test_every_family_has_a_shape() -> None:
     """A family that is added is proven on files of its kind."""
     results = records.read()
     proven = {r.model_type for r in (*results.shapes.values(), *results.resaved.values())}
-    assert set(FAMILIES) <= proven
+    assert set(FAMILIES) - {"new"} <= proven
+    # The hub's name of gte: today's transformers, and so the manifest, knows the other.
+    assert results.shapes["gte-new"].outcome == "proven"
 
 
 def test_every_model_of_the_catalogue_has_a_shape() -> None:
