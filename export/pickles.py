@@ -47,7 +47,7 @@ class Converted:
 def convert(directory: Path, scratch: Path, progress: Progress) -> Converted:
     """Return a model whose modules all have safetensors; `directory` itself where they do.
 
-    `directory` is only read: what is converted stands in `scratch`, beside links to its files.
+    `directory` is only read: converted weights go to `scratch`, beside links to its other files.
     StartupError: 65 for a pickle that holds something else than tensors, is damaged or would run
     code (it does not); 69 where this system cannot confine the process; 73 for a full disk.
     """

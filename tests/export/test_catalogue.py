@@ -156,7 +156,7 @@ def test_any_prompt_comes_back(text: str) -> None:
     ],
 )
 def test_a_file_that_cannot_be_continued_is_refused(text: str) -> None:
-    """An inline table ends where it ends; and no table stands there twice."""
+    """An inline table ends on its own line, and a table may be there once only."""
     with pytest.raises(ValueError, match=r"there already|not be a part"):
         table.appended(text, "m", {}, {})
 
