@@ -59,7 +59,6 @@ class Facts:
     matryoshka: tuple[int, ...]
     prompts: Mapping[str, str]
     default_prompt_name: str | None
-    do_lower_case: bool
     pad_token_id: int
     weight_bytes: int
     replaced: Mapping[str, Json]
@@ -95,7 +94,6 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
         matryoshka=_matryoshka(spec, dimension),
         prompts=MappingProxyType(prompts),
         default_prompt_name=default_prompt_name,
-        do_lower_case=bool(sentence.get("do_lower_case", False)),
         pad_token_id=_pad_token_id(tokenizer_config, root),
         weight_bytes=weight_bytes(root),
         replaced={}
@@ -126,7 +124,6 @@ def _static(
         matryoshka=_matryoshka(spec, dimension),
         prompts=MappingProxyType(prompts),
         default_prompt_name=default_prompt_name,
-        do_lower_case=False,
         pad_token_id=0,  # any row: padding has no weight
         weight_bytes=4 * found.vocabulary * found.hidden_size,
         replaced=MappingProxyType({}),
