@@ -38,6 +38,7 @@ class Provider:
     lanes: int
     tokens_per_pass: int
     device: str | None = None  # where token embeddings stay, and are pooled
+    disabled_optimizers: tuple[str, ...] = ()  # of onnxruntime's, by its names
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -49,6 +50,8 @@ PROVIDERS: Mapping[str, Provider] = {
         # Small passes stay in the caches: 128 to 512 are equal within the noise, 4,096 runs at
         # 0.6 of them; and a query waits for the end of one at most.
         tokens_per_pass=256,
+        # The operator that it makes of Add and LayerNormalization takes four times as long.
+        disabled_optimizers=("SkipLayerNormFusion",),
     ),
     "cuda": Provider(
         "CUDAExecutionProvider",
@@ -229,7 +232,12 @@ def _open(
     try:
         for name, table in tables.items():
             made.add_initializer(name, table)
-        session = onnxruntime.InferenceSession(str(path), made, providers=providers)
+        session = onnxruntime.InferenceSession(
+            str(path),
+            made,
+            providers=providers,
+            disabled_optimizers=list(provider.disabled_optimizers),
+        )
     except Exception as error:  # the library raises many types without a common root
         raise StartupError(f"{path}: onnxruntime cannot load it: {error}") from error
     active = session.get_providers()

@@ -35,7 +35,6 @@ _FUSED = frozenset(
         "MultiHeadAttention",
         "QuickGelu",
         "RotaryEmbedding",
-        "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
 )

@@ -60,14 +60,14 @@ FAMILIES: dict[str, tuple[Make, dict[str, int]]] = {
         lambda d: checkpoint(d, roberta),
         {"Attention": 2, "BiasGelu": 2, "SkipLayerNormalization": 4},
     ),
-    "mpnet": (lambda d: checkpoint(d, mpnet), {"BiasGelu": 2, "SkipLayerNormalization": 5}),
+    "mpnet": (lambda d: checkpoint(d, mpnet), {"BiasGelu": 2, "LayerNormalization": 5}),
     "distilbert-dense": (
         lambda d: checkpoint(d, distilbert, after=[dense(HIDDEN, 24, TANH)], normalize=False),
         {"Attention": 2, "BiasGelu": 2, "SkipLayerNormalization": 4, "EmbedLayerNormalization": 1},
     ),
     "modernbert": (
         lambda d: checkpoint(d, modernbert, "cls"),
-        {"Gelu": 2, "SkipLayerNormalization": 4},
+        {"Gelu": 2, "LayerNormalization": 5},
     ),
 }
 VARIANTS: dict[str, Make] = {
@@ -158,7 +158,7 @@ def test_nomic_bert_as_the_hub_has_it(export_model: Export, tmp_path: Path) -> N
     assert result.manifest.max_tokens == 600
     assert dict(result.manifest.prompts) == {"search_query": "search_query: "}
     assert result.fused is not None
-    assert result.fused["SkipLayerNormalization"] == 4
+    assert result.fused["LayerNormalization"] == 5
 
 
 def test_prompts_are_those_of_sentence_transformers(exported: Exported, tmp_path: Path) -> None:
