@@ -37,7 +37,7 @@ class Attacker:
     def open(self, port: int) -> None:
         """Connect, and begin the form."""
         self.socket = socket.socket()
-        self.socket.setblocking(False)  # noqa: FBT003  # the socket module's own
+        self.socket.setblocking(False)  # the socket module's own
         self.socket.connect_ex((HOST, port))
         self._step, self._left, self._rest = -1, 0, b""
         self._times = 0
