@@ -34,6 +34,7 @@ from embedserve.framing import (
 from embedserve.metrics import Metrics
 from embedserve.readiness import Readiness
 from embedserve.transport import LARGE, SMALL, Buffered, Buffers, Lingering
+from embedserve.turns import Turns
 
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
@@ -94,6 +95,7 @@ class Protocol(HttpToolsProtocol):
         "_refusal",
         "_rest",
         "_timer",
+        "_turns",
         "_write_timer",
     )
 
@@ -106,6 +108,7 @@ class Protocol(HttpToolsProtocol):
         ids: Iterator[str],
         buffers: Buffers,
         departures: Departures,
+        turns: Turns,
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
@@ -114,6 +117,7 @@ class Protocol(HttpToolsProtocol):
         self._ids = ids
         self._buffers = buffers
         self._departures = departures
+        self._turns = turns
         self._max_connections = max_connections
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
@@ -184,7 +188,7 @@ class Protocol(HttpToolsProtocol):
         if count == LARGE or (count == SMALL and self._body_left == CHUNKED):
             # libuv would read on while there is something, before it looks at others.
             self.flow.pause(TURN)
-            self.loop.call_soon(self.flow.resume, TURN)
+            self._turns.wait(self._read_on)
 
     def _consume(self, data: bytes) -> None:
         """Feed what belongs to the request that is being received; the rest waits."""
@@ -209,7 +213,7 @@ class Protocol(HttpToolsProtocol):
         if start < len(data):
             self._hold(data[start:])
             if pieces == PIECES:
-                self.loop.call_soon(self._go_on)
+                self._turns.wait(self._go_on)
             return
         self._release()
         if self._timer is None and (self._in_head or not self._is_answering()):
@@ -261,6 +265,9 @@ class Protocol(HttpToolsProtocol):
         if self._rest and not self.transport.is_closing():
             self._unset_keepalive_if_required()
             self._consume(self._rest)
+
+    def _read_on(self) -> None:
+        self.flow.resume(TURN)
 
     def _descriptor(self) -> int:
         return cast(int, self.transport.get_extra_info("socket").fileno())
@@ -331,7 +338,7 @@ class Protocol(HttpToolsProtocol):
             # An idle connection holds nothing of its last request: half of its memory.
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
         if self._rest:
-            self._go_on()
+            self._turns.wait(self._go_on)
 
     def _decline(self) -> None:
         """Parse a request that offers another protocol as if it did not.
@@ -358,7 +365,8 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self.flush()  # the last of it has no other end
         super().resume_writing()
-        self._go_on()
+        if self._rest:
+            self._turns.wait(self._go_on)
 
     def _watch_writing(self, waiting: int) -> None:
         """Cut the client off when it takes nothing for a while; a slow one takes something."""
@@ -461,6 +469,7 @@ def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics)
         ids=request_ids(),
         buffers=Buffers(),
         departures=Departures(),
+        turns=Turns(),
     )
 
     def make_buffered(*arguments: Any, **options: Any) -> Buffered:
