@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, cast
 
 import httptools
@@ -48,8 +48,8 @@ AGAIN_SECONDS = 0.05
 LINGER_SECONDS = 2.0
 # Dropping costs next to nothing; a reset overtakes the answer on its way to whoever sends fast.
 LINGER_BYTES = 67_108_864
-# Past max_connections so many more are told so; what comes beyond those is closed without a word.
-TOLD = 100
+# So many connections linger at a time, besides max_connections; others are closed at once.
+LINGERING = 100
 # A transport holds this much and no more than one answer for a client that does not read. Until it
 # has read, its next request is not looked at.
 WRITE_BYTES = 8_192
@@ -68,6 +68,20 @@ _REASONS = {
 }
 
 
+@dataclass(slots=True)
+class Shared:
+    """What all connections share. Owned by the event loop."""
+
+    max_connections: int
+    readiness: Readiness
+    on_refusal: Callable[[str], None]
+    ids: Iterator[str]
+    buffers: Buffers
+    departures: Departures
+    turns: Turns
+    lingering: int = 0  # connections that are only read to be dropped
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. Owned by the event loop.
 
@@ -80,45 +94,24 @@ class Protocol(HttpToolsProtocol):
     __slots__ = (
         "_before",
         "_body_left",
-        "_buffers",
-        "_departures",
         "_discarded",
-        "_ids",
         "_in_head",
         "_in_request",
         "_lingering",
-        "_max_connections",
-        "_on_refusal",
         "_progressed",
         "_quiet_bytes",
-        "_readiness",
         "_refusal",
         "_rest",
+        "_shared",
         "_timer",
-        "_turns",
         "_write_timer",
     )
 
-    def __init__(
-        self,
-        *arguments: Any,
-        max_connections: int,
-        readiness: Readiness,
-        on_refusal: Callable[[str], None],
-        ids: Iterator[str],
-        buffers: Buffers,
-        departures: Departures,
-        turns: Turns,
-        **options: Any,
-    ) -> None:
+    flow: Flow
+
+    def __init__(self, *arguments: Any, shared: Shared, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._readiness = readiness
-        self._on_refusal = on_refusal
-        self._ids = ids
-        self._buffers = buffers
-        self._departures = departures
-        self._turns = turns
-        self._max_connections = max_connections
+        self._shared = shared
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
         self._in_request = False  # from its first byte to its last
@@ -138,14 +131,12 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
         self.flow = Flow(self.transport)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
-        open_now = len(self.connections)
-        if open_now > self._max_connections + TOLD:
-            transport.abort()
-        elif open_now > self._max_connections:
+        most = self._shared.max_connections
+        if len(self.connections) - self._shared.lingering > most:
             self._refuse(
                 RequestError(
                     "too_many_connections",
-                    f"more than {self._max_connections} connections are open; try again later",
+                    f"more than {most} connections are open; try again later",
                     headers={"Retry-After": "1"},
                 )
             )
@@ -157,6 +148,8 @@ class Protocol(HttpToolsProtocol):
         self._stop_write_timer()
         self._unset_keepalive_if_required()
         self._release()
+        if self._lingering:
+            self._shared.lingering -= 1
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
@@ -173,8 +166,8 @@ class Protocol(HttpToolsProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read to, and so how much at most; called before each read."""
         if self._refusal is not None or self._body_left >= LARGE:
-            return self._buffers.large
-        return self._buffers.large[: max(SMALL, self._body_left)]
+            return self._shared.buffers.large
+        return self._shared.buffers.large[: max(SMALL, self._body_left)]
 
     def buffer_updated(self, count: int) -> None:
         """Take what was read."""
@@ -184,11 +177,11 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._unset_keepalive_if_required()
-            self._consume(self._rest + bytes(self._buffers.large[:count]))
+            self._consume(self._rest + bytes(self._shared.buffers.large[:count]))
         if count == LARGE or (count == SMALL and self._body_left == CHUNKED):
             # libuv would read on while there is something, before it looks at others.
             self.flow.pause(TURN)
-            self._turns.wait(self._read_on)
+            self._shared.turns.wait(self._read_on)
 
     def _consume(self, data: bytes) -> None:
         """Feed what belongs to the request that is being received; the rest waits."""
@@ -213,7 +206,7 @@ class Protocol(HttpToolsProtocol):
         if start < len(data):
             self._hold(data[start:])
             if pieces == PIECES:
-                self._turns.wait(self._go_on)
+                self._shared.turns.wait(self._go_on)
             return
         self._release()
         if self._timer is None and (self._in_head or not self._is_answering()):
@@ -251,13 +244,13 @@ class Protocol(HttpToolsProtocol):
         self._rest = rest
         if not self.flow.paused & REST:
             self.flow.pause(REST)
-            self._departures.watch(self._descriptor(), self.transport.abort)
+            self._shared.departures.watch(self._descriptor(), self.transport.abort)
 
     def _release(self) -> None:
         """Keep nothing, and read on."""
         self._rest = b""
         if self.flow.paused & REST:
-            self._departures.forget(self._descriptor())
+            self._shared.departures.forget(self._descriptor())
             self.flow.resume(REST)
 
     def _go_on(self) -> None:
@@ -298,7 +291,7 @@ class Protocol(HttpToolsProtocol):
             return
         if not self.parser.should_upgrade():
             super().on_headers_complete()
-            if self._readiness.draining:
+            if self._shared.readiness.draining:
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -338,7 +331,7 @@ class Protocol(HttpToolsProtocol):
             # An idle connection holds nothing of its last request: half of its memory.
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
         if self._rest:
-            self._turns.wait(self._go_on)
+            self._shared.turns.wait(self._go_on)
 
     def _decline(self) -> None:
         """Parse a request that offers another protocol as if it did not.
@@ -366,7 +359,7 @@ class Protocol(HttpToolsProtocol):
             self.flush()  # the last of it has no other end
         super().resume_writing()
         if self._rest:
-            self._turns.wait(self._go_on)
+            self._shared.turns.wait(self._go_on)
 
     def _watch_writing(self, waiting: int) -> None:
         """Cut the client off when it takes nothing for a while; a slow one takes something."""
@@ -394,7 +387,11 @@ class Protocol(HttpToolsProtocol):
 
     def linger(self) -> None:
         """Close what is sent; read on for a while what the client still sends, and drop it."""
+        if self._shared.lingering == LINGERING:
+            self.transport.drop()  # type: ignore[attr-defined]  # a Lingering
+            return
         self._lingering = True
+        self._shared.lingering += 1
         self._refusal = self._refusal or unparsable("the connection is closing")
         self._release()
         self.flow.resume_reading()
@@ -426,8 +423,8 @@ class Protocol(HttpToolsProtocol):
         self._refusal = error
         self._release()
         if "x-request-id" not in error.headers:  # else it was refused before, and waits
-            error.headers["x-request-id"] = next(self._ids)
-            self._on_refusal(error.code)
+            error.headers["x-request-id"] = next(self._shared.ids)
+            self._shared.on_refusal(error.code)
         if self._is_answering():
             if self.cycle.response_started or not self.cycle.more_body:
                 self.cycle.keep_alive = False  # an answer is on its way: it is the last
@@ -461,8 +458,7 @@ class Protocol(HttpToolsProtocol):
 
 def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics) -> Any:
     """Return what uvicorn calls for each connection."""
-    make = partial(
-        Protocol,
+    shared = Shared(
         max_connections=max_connections,
         readiness=readiness,
         on_refusal=metrics.refused,
@@ -473,7 +469,7 @@ def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics)
     )
 
     def make_buffered(*arguments: Any, **options: Any) -> Buffered:
-        return Buffered(make(*arguments, **options))
+        return Buffered(Protocol(*arguments, shared=shared, **options))
 
     return make_buffered
 

@@ -72,5 +72,9 @@ class Lingering:
         elif self._protocol.unfinished():
             self._protocol.linger()
         else:
-            self._transport.close()
-            self._protocol.flush()
+            self.drop()
+
+    def drop(self) -> None:
+        """Close once all is written; a client that still sends may lose the answer."""
+        self._transport.close()
+        self._protocol.flush()

@@ -1,4 +1,4 @@
-"""python -m tests.attack [CONNECTIONS [SECONDS [NAME…]]]: every form, and a line of figures each."""
+"""python -m tests.attack [CONNECTIONS [SECONDS [NAME…]]]: a line of figures for each form."""
 
 from __future__ import annotations
 
