@@ -108,6 +108,7 @@ class Protocol(HttpToolsProtocol):
     )
 
     flow: Flow
+    url = b""  # until a request begins
 
     def __init__(self, *arguments: Any, shared: Shared, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -354,7 +354,7 @@ def test_pipelines_in_pieces(server: Server, size: int) -> None:
 def test_leaving_ends_what_was_sent(
     start: Start, tiny_artifacts: Path, tmp_path: Path, how: str, behind: bytes
 ) -> None:
-    """A client that leaves has requests behind the one that waits: none of its texts is computed."""
+    """Nothing is computed for a client that leaves with requests behind the one that waits."""
     with serving(tiny_artifacts, tmp_path / "log", "--lanes", "1", runner=GATE) as server:
         server.hold_passes()
         label = '{model="tiny"}'

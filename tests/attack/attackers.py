@@ -64,9 +64,13 @@ class Attacker:
     def _step_now(self) -> Step:
         return self._form.steps[self._step]
 
+    @property
+    def _is_endless(self) -> bool:
+        return self._step_now.times == WITHOUT_END and self._step_now.data != b""
+
     def _next(self) -> float | None:
         """Go to the next piece; a pause of 0 at the form's end."""
-        if self._step < 0 or (self._step_now.times != WITHOUT_END and self._times <= 0):
+        if self._step < 0 or (self._times <= 0 and not self._is_endless):
             self._step += 1
             if self._step == len(self._form.steps):
                 self._step -= 1

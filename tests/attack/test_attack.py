@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.attack.forms import (
@@ -41,11 +41,12 @@ def check(server: Served, seen: Seen, *, is_stranger: bool) -> None:
     """The law."""
     print(seen)
     assert seen.peak <= seen.bound, seen
-    assert seen.after <= seen.before + KEPT, seen
-    assert not seen.failures or not is_stranger, seen
     assert server.process.poll() is None
-    assert "Traceback" not in server.log.read_text()
+    log = server.log.read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") :][:3_000]
     if is_stranger:
+        assert seen.after <= seen.before + KEPT, seen
+        assert not seen.failures, seen
         assert seen.livez <= LIVEZ_SECONDS, seen
         assert seen.query <= QUERY_SECONDS, seen
 
@@ -100,6 +101,7 @@ def drawn(examples: int) -> settings:
         deadline=None,
         database=None,
         derandomize=True,
+        phases=(Phase.generate,),  # a smaller form takes minutes to find
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
 
