@@ -19,7 +19,7 @@ from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
 from embedserve.worker import Worker
 
-HELD_BYTES = 65_536  # what the transport takes without holding anybody up
+HELD_BYTES = 16_384  # what may wait in the transport and not be counted: footprint._CONNECTION
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
 RENDER_ON_LOOP = 24 * 384
 # At most this many bytes of indexes in X-Truncated-Inputs; usage.truncated has them all.

@@ -42,6 +42,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "inference_failed": (500, SERVER),
     "non_finite_embedding": (500, SERVER),
     "internal_error": (500, SERVER),
+    "unsupported_transfer_coding": (501, INVALID_REQUEST),
     "out_of_memory": (503, SERVER),
     "not_ready": (503, SERVER),
     "too_many_connections": (503, SERVER),

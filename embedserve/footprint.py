@@ -16,8 +16,9 @@ _WIDTH = 24
 _BAG_WIDTH = 2  # rows that were looked up, and their product with the mask
 _HEAD = 32  # the narrowest head of a served model: the most heads
 _SCORES = 2  # attention's scores and their softmax
-# A head that is being received, and what Python, uvicorn and the kernel's reads keep beside it.
-_CONNECTION = 40_000
+# A head of 32 KiB as 100 fields (47 KB), what uvicorn and Python keep of a request (9 KB), 4 KB
+# that were read ahead, and 8 KB with one answer that the client does not take (20 KB).
+_CONNECTION = 80_000
 # What allocators keep of what was given back, and growth of Python's own structures.
 _SLACK = 64_000_000
 

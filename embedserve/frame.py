@@ -52,7 +52,9 @@ def framed(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> AS
     """Put around the router what stands around every request, as settings say."""
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
     frame = Frame(app, keys, open_paths, metrics.refused)
-    return Cors(frame, settings.cors_origins) if settings.cors_origins else frame
+    if not settings.cors_origins:
+        return frame
+    return Cors(frame, settings.cors_origins, metrics.refused)
 
 
 class Frame:
@@ -123,9 +125,11 @@ class Frame:
 
 
 class Cors(CORSMiddleware):
-    """starlette's CORS, with the error body of this service for a refused preflight."""
+    """starlette's CORS; a preflight has the frame of every request, but asks for no key."""
 
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: Frame, origins: tuple[str, ...], on_refusal: Callable[[str], None]
+    ) -> None:
         super().__init__(
             app,
             allow_origins=origins,
@@ -134,6 +138,17 @@ class Cors(CORSMiddleware):
             expose_headers=_EXPOSED,
             max_age=600,
         )
+        self._preflights = Frame(self._answer_preflight, Keys(None), frozenset(), on_refusal)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _is_preflight(scope):
+            await self._preflights(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def _answer_preflight(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = self.preflight_response(Headers(scope=scope))
+        await response(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer OPTIONS with Access-Control-Request-Method."""
@@ -143,6 +158,14 @@ class Cors(CORSMiddleware):
         message = "this origin, method or header is not allowed; cors_origins names the origins"
         error = RequestError("invalid_value", message, "origin")
         return error_response(error)
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks what it may send: OPTIONS with an Origin and the method it wants."""
+    if scope["method"] != "OPTIONS":
+        return False
+    headers = Headers(scope=scope)
+    return "origin" in headers and "access-control-request-method" in headers
 
 
 def error_response(error: RequestError) -> Response:

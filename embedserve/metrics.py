@@ -27,7 +27,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # What is refused before there is a whole request: a connection, or a request by its head.
 REFUSALS = (
     *("invalid_http", "request_timeout", "uri_too_long", "headers_too_large"),
-    *("out_of_memory", "too_many_connections", "invalid_api_key"),
+    *("unsupported_transfer_coding", "out_of_memory", "too_many_connections", "invalid_api_key"),
 )
 OUTCOMES = ("ok", "cancelled", *ERRORS)
 NO_MODEL = ""  # the label of a request that names no model we serve

@@ -1,32 +1,41 @@
 """HTTP/1.1 on one connection: uvicorn's httptools protocol with limits, deadlines and JSON errors.
 
 What httptools parses it accepts in any size and at any pace; here a head has bounds in bytes,
-fields and time, a client that does not read is cut off, and what cannot be parsed gets the error
-body of every other failure.
+fields and time, one request is parsed at a time, a client that does not read is cut off, and what
+cannot be parsed gets the error body of every other failure.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve import schemas
+from embedserve.departures import Departures
 from embedserve.errors import RequestError
-from embedserve.frame import error_response, out_of_memory, request_ids
+from embedserve.flow import REST, TURN, Flow
+from embedserve.frame import out_of_memory, request_ids
+from embedserve.framing import (
+    CHUNKED,
+    MAX_FIELDS,
+    MAX_HEAD_BYTES,
+    body_bytes,
+    declined,
+    find_end,
+    too_large,
+    unparsable,
+)
 from embedserve.metrics import Metrics
 from embedserve.readiness import Readiness
+from embedserve.transport import LARGE, SMALL, Buffered, Buffers, Lingering
+from embedserve.turns import Turns
 
-MAX_HEAD_BYTES = 32_768  # request line and header fields together
-MAX_URL_BYTES = 8_192
-MAX_FIELDS = 100
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
 # send buffer, so a client that reads less than some 50 KB/s of a big answer counts as stopped.
@@ -39,70 +48,96 @@ AGAIN_SECONDS = 0.05
 LINGER_SECONDS = 2.0
 # Dropping costs next to nothing; a reset overtakes the answer on its way to whoever sends fast.
 LINGER_BYTES = 67_108_864
+# So many connections linger at a time, besides max_connections; others are closed at once.
+LINGERING = 100
+# A transport holds this much and no more than one answer for a client that does not read. Until it
+# has read, its next request is not looked at.
+WRITE_BYTES = 8_192
+# A piece ends with an empty line. What has more of them goes on in the loop's next turn.
+PIECES = 64
 
 log = logging.getLogger(__name__)
 
 _REASONS = {
-    431: "Request Header Fields Too Large",
     400: "Bad Request",
     408: "Request Timeout",
     414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
     503: "Service Unavailable",
 }
 
 
+@dataclass(slots=True)
+class Shared:
+    """What all connections share. Owned by the event loop."""
+
+    max_connections: int
+    readiness: Readiness
+    on_refusal: Callable[[str], None]
+    ids: Iterator[str]
+    buffers: Buffers
+    departures: Departures
+    turns: Turns
+    lingering: int = 0  # connections that are only read to be dropped
+
+
 class Protocol(HttpToolsProtocol):
-    """One connection. Owned by the event loop."""
+    """One connection. Owned by the event loop.
+
+    One request is parsed at a time: what was read behind it, SMALL bytes at the most, waits as
+    bytes until it is answered, and nothing more is read meanwhile.
+    """
 
     # Apart from the parent's attributes, which are just few enough for the dictionary's keys to be
     # shared by all connections: two of the six kilobytes of an idle one.
     __slots__ = (
+        "_before",
+        "_body_left",
         "_discarded",
-        "_ids",
         "_in_head",
+        "_in_request",
         "_lingering",
-        "_max_connections",
-        "_on_refusal",
         "_progressed",
         "_quiet_bytes",
-        "_readiness",
         "_refusal",
+        "_rest",
+        "_shared",
         "_timer",
         "_write_timer",
     )
 
-    def __init__(
-        self,
-        *arguments: Any,
-        max_connections: int,
-        readiness: Readiness,
-        on_refusal: Callable[[str], None],
-        ids: Iterator[str],
-        **options: Any,
-    ) -> None:
+    flow: Flow
+    url = b""  # until a request begins
+
+    def __init__(self, *arguments: Any, shared: Shared, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._readiness = readiness
-        self._on_refusal = on_refusal
-        self._ids = ids
-        self._max_connections = max_connections
+        self._shared = shared
         self._timer: asyncio.TimerHandle | None = None  # head or linger, whichever is due
         self._write_timer: asyncio.TimerHandle | None = None
+        self._in_request = False  # from its first byte to its last
         self._in_head = False
+        self._body_left = 0  # bytes still to come, or CHUNKED
+        self._rest = b""  # what was read and waits
+        self._before = b""  # the last bytes that were fed, where a head or chunks are not whole
         self._progressed = False
         self._quiet_bytes = 0
         self._lingering = False
         self._refusal: RequestError | None = None
         self._discarded = 0
-        self.pipeline = _EMPTY
+        # No request waits behind another: uvicorn's queue is for no use.
+        self.pipeline = ()  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Lingering(transport, self)))
-        self.flow = _Flow(self.transport)
-        if len(self.connections) > self._max_connections:
+        super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
+        self.flow = Flow(self.transport)
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        most = self._shared.max_connections
+        if len(self.connections) - self._shared.lingering > most:
             self._refuse(
                 RequestError(
                     "too_many_connections",
-                    f"more than {self._max_connections} connections are open; try again later",
+                    f"more than {most} connections are open; try again later",
                     headers={"Retry-After": "1"},
                 )
             )
@@ -113,62 +148,151 @@ class Protocol(HttpToolsProtocol):
         self._disarm()
         self._stop_write_timer()
         self._unset_keepalive_if_required()
+        self._release()
+        if self._lingering:
+            self._shared.lingering -= 1
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def eof_received(self) -> None:
+        """Called when the client sends no more: it has left, and waits for no answer.
+
+        The transport closes itself, after what is written already.
+        """
+        if self._is_answering():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.transport.get_write_buffer_size():
+            self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to read to, and so how much at most; called before each read."""
+        if self._refusal is not None or self._body_left >= LARGE:
+            return self._shared.buffers.large
+        return self._shared.buffers.large[: max(SMALL, self._body_left)]
+
+    def buffer_updated(self, count: int) -> None:
+        """Take what was read."""
         if self._refusal is not None:
-            self._discarded += len(data)
+            self._discarded += count
             if self._discarded > LINGER_BYTES:
                 self.transport.abort()
-            return
-        self._unset_keepalive_if_required()
-        self._progressed = False
-        self._feed(data)
-        # Bytes of one head, of trailers or between requests: what brings neither a new request
-        # nor a piece of a body.
-        self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + len(data)
-        if self._quiet_bytes > MAX_HEAD_BYTES:
-            self._refusal = self._refusal or self._too_large()
+        else:
+            self._unset_keepalive_if_required()
+            self._consume(self._rest + bytes(self._shared.buffers.large[:count]))
+        if count == LARGE or (count == SMALL and self._body_left == CHUNKED):
+            # libuv would read on while there is something, before it looks at others.
+            self.flow.pause(TURN)
+            self._shared.turns.wait(self._read_on)
+
+    def _consume(self, data: bytes) -> None:
+        """Feed what belongs to the request that is being received; the rest waits."""
+        start = pieces = 0
+        while start < len(data) and pieces < PIECES and self._may_feed():
+            if self._body_left > 0:
+                end = min(len(data), start + self._body_left)
+                self._body_left -= end - start
+            else:
+                end = min(
+                    find_end(data, start, self._before),
+                    start + MAX_HEAD_BYTES + 1 - self._quiet_bytes,
+                )
+            self._feed(data[start:end], end - start)
+            start = end
+            pieces += 1
         if self._refusal is not None:
             self._refuse(self._refusal)
-        elif self._timer is None and (self._in_head or not self._is_answering()):
+            return
+        if self._quiet_bytes or self._body_left == CHUNKED:
+            self._before = (self._before + data[max(0, start - 3) : start])[-3:]
+        if start < len(data):
+            self._hold(data[start:])
+            if pieces == PIECES:
+                self._shared.turns.wait(self._go_on)
+            return
+        self._release()
+        if self._timer is None and (self._in_head or not self._is_answering()):
             # A head that is not whole yet, or line breaks between requests; most heads come in one
             # piece and need no timer.
             self._arm(HEAD_SECONDS, self._late)
 
-    def _feed(self, data: bytes) -> None:
-        while data and self._refusal is None:
-            try:
-                self.parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as offer:
-                data = self._decline(data[offer.args[0] :])
-            except httptools.HttpParserError as error:
-                self._refusal = self._refusal or (
-                    out_of_memory()
-                    if isinstance(error.__context__, MemoryError)
-                    else _unparsable("the request is not valid HTTP/1.1")
-                )
+    def _may_feed(self) -> bool:
+        """Whether what comes next may be parsed: not while an answer waits to be made or read."""
+        if self._refusal is not None:
+            return False
+        return self._in_request or not (self._is_answering() or self.flow.write_paused)
+
+    def _feed(self, data: bytes, count: int) -> None:
+        """Parse one piece; `count`: the bytes of it that the client sent."""
+        self._progressed = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._decline()
+        except httptools.HttpParserError as error:
+            self._refusal = self._refusal or (
+                out_of_memory()
+                if isinstance(error.__context__, MemoryError)
+                else unparsable("the request is not valid HTTP/1.1")
+            )
+        # Bytes of one head, of trailers or between requests: what brings neither a whole head nor
+        # a piece of a body.
+        self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + count
+        if self._quiet_bytes > MAX_HEAD_BYTES:
+            self._refusal = self._refusal or too_large(self.url)
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep what was read until the answer before it is made and read."""
+        self._rest = rest
+        if not self.flow.paused & REST:
+            self.flow.pause(REST)
+            self._shared.departures.watch(self._descriptor(), self.transport.abort)
+
+    def _release(self) -> None:
+        """Keep nothing, and read on."""
+        self._rest = b""
+        if self.flow.paused & REST:
+            self._shared.departures.forget(self._descriptor())
+            self.flow.resume(REST)
+
+    def _go_on(self) -> None:
+        """Parse on where that had to wait."""
+        if self._rest and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._consume(self._rest)
+
+    def _read_on(self) -> None:
+        self.flow.resume(TURN)
+
+    def _descriptor(self) -> int:
+        return cast(int, self.transport.get_extra_info("socket").fileno())
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = self._progressed = True
+        self._in_request = self._in_head = True
         self._disarm()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # trailers are no headers (RFC 9110, 6.5.1)
-            super().on_header(name, value)
+        if not self._in_head:  # trailers are no headers (RFC 9110, 6.5.1)
+            return
+        if len(self.headers) == MAX_FIELDS:
+            self._refusal = self._refusal or too_large(self.url)
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._progressed = True
         self._disarm()
-        if self._refusal is None:  # else a request before this one in the same segment was refused
-            self._refusal = self._check_head()
-        if self._refusal is None and not self.parser.should_upgrade():
-            if self.pipeline is _EMPTY and self._is_answering():
-                self.pipeline = deque()
+        if self._refusal is not None:  # too many fields
+            return
+        try:
+            self._body_left = body_bytes(self.url, self.headers, self.parser)
+        except RequestError as error:
+            self._refusal = error
+            return
+        if not self.parser.should_upgrade():
             super().on_headers_complete()
-            if self._readiness.draining:
+            if self._shared.readiness.draining:
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -177,6 +301,10 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._progressed = True
+        self._in_request = False
+        self._body_left = 0
+        self._before = b""
         if self._refusal is None and not self.parser.should_upgrade():
             super().on_message_complete()
 
@@ -200,24 +328,26 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self.cycle.more_body and not self._is_answering():
+        if not self._in_request and not self._is_answering():
             # An idle connection holds nothing of its last request: half of its memory.
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
+        if self._rest:
+            self._shared.turns.wait(self._go_on)
 
-    def _decline(self, rest: bytes) -> bytes:
-        """Return a request that offers another protocol as if it did not, `rest` after its head.
+    def _decline(self) -> None:
+        """Parse a request that offers another protocol as if it did not.
 
         The parser takes what follows such a head for the other protocol. Java's client offers
         HTTP/2 in this way with each first request.
         """
         if self.parser.get_method() == b"CONNECT":
-            self._refusal = _unparsable("CONNECT is not served")
-            return b""
-        fields = [f for f in self.headers if f[0] not in (b"connection", b"upgrade")]
-        line = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
-        head = line + b"".join(b"%b: %b\r\n" % field for field in fields)
+            self._refusal = unparsable("CONNECT is not served")
+            return
+        head = declined(
+            self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
+        )
         self.parser = httptools.HttpRequestParser(self)
-        return head + b"\r\n" + rest
+        self._feed(head, 0)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -229,6 +359,8 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self.flush()  # the last of it has no other end
         super().resume_writing()
+        if self._rest:
+            self._shared.turns.wait(self._go_on)
 
     def _watch_writing(self, waiting: int) -> None:
         """Cut the client off when it takes nothing for a while; a slow one takes something."""
@@ -256,36 +388,24 @@ class Protocol(HttpToolsProtocol):
 
     def linger(self) -> None:
         """Close what is sent; read on for a while what the client still sends, and drop it."""
+        if self._shared.lingering == LINGERING:
+            self.transport.drop()  # type: ignore[attr-defined]  # a Lingering
+            return
         self._lingering = True
-        self.pipeline.clear()
-        self._refusal = self._refusal or _unparsable("the connection is closing")
+        self._shared.lingering += 1
+        self._refusal = self._refusal or unparsable("the connection is closing")
+        self._release()
         self.flow.resume_reading()
+        self.parser = None  # type: ignore[assignment]  # what it holds of a head is of no use
+        if not self._is_answering():
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._arm(LINGER_SECONDS, self.transport.abort)
 
     def unfinished(self) -> bool:
         """Whether the client has still to send what it has begun."""
-        return self._in_head or (self.cycle is not None and self.cycle.more_body)
-
-    def _check_head(self) -> RequestError | None:
-        size, hosts = len(self.url), 0
-        for name, value in self.headers:
-            size += len(name) + len(value)
-            hosts += name == b"host"
-        if len(self.url) > MAX_URL_BYTES or len(self.headers) > MAX_FIELDS or size > MAX_HEAD_BYTES:
-            return self._too_large()
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
-            return _unparsable(f"the request has {hosts} Host fields; exactly one is accepted")
-        return None
-
-    def _too_large(self) -> RequestError:
-        if len(self.url) > MAX_URL_BYTES:
-            return RequestError("uri_too_long", f"the URL has more than {MAX_URL_BYTES} bytes")
-        return RequestError(
-            "headers_too_large",
-            f"the header has more than {MAX_HEAD_BYTES} bytes or {MAX_FIELDS} fields",
-        )
+        return self._in_request or bool(self._rest)
 
     def _late(self) -> None:
         if self._in_head:
@@ -298,17 +418,14 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer on the connection itself and close; after other answers, in its turn."""
+        """Answer on the connection itself and close; an answer on its way is the last."""
         if self._lingering:
             return
         self._refusal = error
+        self._release()
         if "x-request-id" not in error.headers:  # else it was refused before, and waits
-            error.headers["x-request-id"] = next(self._ids)
-            self._on_refusal(error.code)
-        if self.pipeline and self._is_answering():  # the newest request waits behind another
-            self.pipeline[0] = (self.cycle, error_response(error))  # type: ignore[assignment]
-            self.cycle.keep_alive = False
-            return
+            error.headers["x-request-id"] = next(self._shared.ids)
+            self._shared.on_refusal(error.code)
         if self._is_answering():
             if self.cycle.response_started or not self.cycle.more_body:
                 self.cycle.keep_alive = False  # an answer is on its way: it is the last
@@ -340,70 +457,22 @@ class Protocol(HttpToolsProtocol):
             self._write_timer = None
 
 
-class _Flow(FlowControl):
-    """uvicorn's flow control, whose event is made when somebody has to wait for it."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.read_paused = self.write_paused = False
-
-    async def drain(self) -> None:
-        """Wait until the client has taken what was written."""
-        if self.write_paused:
-            await self._is_writable_event.wait()
-
-    def pause_writing(self) -> None:
-        if not self.write_paused:
-            self.write_paused = True
-            self._is_writable_event = asyncio.Event()
-
-    def resume_writing(self) -> None:
-        if self.write_paused:
-            self.write_paused = False
-            self._is_writable_event.set()
-
-
-# No request waits behind another: the same for all connections, and never written to.
-_EMPTY: deque[Any] = deque()
-
-
-class _Lingering:
-    """A transport whose close lets a client that still sends read its answer first."""
-
-    def __init__(self, transport: asyncio.Transport, protocol: Protocol) -> None:
-        self._transport = transport
-        self._protocol = protocol
-        self.write = transport.write  # the busiest method, without a detour
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def is_closing(self) -> bool:
-        return self._protocol.lingering or self._transport.is_closing()
-
-    def close(self) -> None:
-        if self._transport.is_closing() or self._protocol.lingering:
-            self._transport.close()
-        elif self._protocol.unfinished():
-            self._protocol.linger()
-        else:
-            self._transport.close()
-            self._protocol.flush()
-
-
 def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics) -> Any:
     """Return what uvicorn calls for each connection."""
-    return partial(
-        Protocol,
+    shared = Shared(
         max_connections=max_connections,
         readiness=readiness,
         on_refusal=metrics.refused,
         ids=request_ids(),
+        buffers=Buffers(),
+        departures=Departures(),
+        turns=Turns(),
     )
 
+    def make_buffered(*arguments: Any, **options: Any) -> Buffered:
+        return Buffered(Protocol(*arguments, shared=shared, **options))
 
-def _unparsable(message: str) -> RequestError:
-    return RequestError("invalid_http", message)
+    return make_buffered
 
 
 def _answer(error: RequestError) -> bytes:

@@ -228,7 +228,7 @@ def _first_offender(value: list[Any]) -> RequestError:
 def _token_ids(value: list[Any]) -> list[list[int]]:
     for i, ids in enumerate(value):
         if not isinstance(ids, list) or any(type(token) is not int for token in ids):
-            raise _wrong_type(f"input[{i}]", ids, "an array of integers, as the first item is")
+            raise _wrong_type(f"input[{i}]", ids, "an array of integers, like the first item,")
         if not ids:
             raise RequestError("empty_input", f"input[{i}] has no token ids", f"input[{i}]")
     return value

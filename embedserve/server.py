@@ -37,6 +37,7 @@ QUIET_SECONDS = 1.0
 # For what the kernel accepted to be taken up.
 QUEUE_SECONDS = 0.1
 BACKLOG = 2048  # connections that the kernel accepts ahead of this process
+ACCEPTED = 16  # connections taken up in each turn of the loop
 SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,9 @@ def run(
     server = Server(config, listener, readiness, settings.drain_seconds)
     metrics.fix("max_connections", settings.max_connections)
     metrics.watch("connections", lambda: len(server.server_state.connections))
-    server.run(sockets=[listener])
+    # libuv accepts one connection of a socket in each turn of the loop.
+    more = [listener.dup() for _ in range(ACCEPTED - 1)]
+    server.run(sockets=[listener, *more])
     if any(thread.name.startswith(lanes.THREADS) for thread in threading.enumerate()):
         # A lane that did not come back: onnxruntime's destructors would abort under it.
         logging.shutdown()

@@ -15,7 +15,18 @@ from typing import NamedTuple
 
 import pytest
 
-from embedserve import cli, config, finishing, frame, logs, pages, protocol, schemas, server
+from embedserve import (
+    cli,
+    config,
+    finishing,
+    frame,
+    framing,
+    logs,
+    pages,
+    protocol,
+    schemas,
+    server,
+)
 from embedserve.config import Alias, ModelSpec
 from embedserve.errors import ERRORS, Exit
 from embedserve.metrics import METRICS
@@ -281,9 +292,9 @@ class TestOperating:
         """Each limit that is no setting has the code's value, each other names a setting."""
         rows = {row[0]: row[1] for row in table("| what | limit |", self.PATH)}
         fixed = {
-            "request line and header": f"{protocol.MAX_HEAD_BYTES >> 10} KiB, "
-            f"{protocol.MAX_FIELDS} fields",
-            "URL": f"{protocol.MAX_URL_BYTES >> 10} KiB",
+            "request line and header": f"{framing.MAX_HEAD_BYTES >> 10} KiB, "
+            f"{framing.MAX_FIELDS} fields",
+            "URL": f"{framing.MAX_URL_BYTES >> 10} KiB",
             "time for a head": f"{protocol.HEAD_SECONDS:g} s",
             "characters of a text, prompt included": f"{CHARACTERS_PER_TOKEN} for each token of "
             "the model's limit",

@@ -7,6 +7,8 @@ import json
 import re
 import socket
 import ssl
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from embedserve import protocol
 from tests.conftest import Server, Start
+from tests.faults.serving import serving, until
 
 BODY = b'{"model":"tiny","input":"a"}'
 HEAD = (
@@ -269,6 +272,107 @@ def test_refusal_waits_for_its_turn(server: Server) -> None:
 
 CHUNKED = HEAD.replace(b"Content-Length: %d" % len(BODY), b"Transfer-Encoding: chunked")
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+
+CODINGS = {
+    "before chunked": b"Transfer-Encoding: gzip, chunked\r\n",
+    "in a field before": b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+    "empty before chunked": b"Transfer-Encoding: ,chunked\r\n",
+    "alone": b"Transfer-Encoding: gzip\r\n",
+    "with an offer": b"Transfer-Encoding: gzip, chunked\r\nConnection: upgrade\r\nUpgrade: x\r\n",
+}
+
+
+@pytest.mark.parametrize("case", CODINGS)
+def test_transfer_coding(server: Server, case: str) -> None:
+    """A coding that is not served is no plain body: 501, and the connection ends."""
+    head = HEAD.replace(b"Content-Length: %d\r\n" % len(BODY), CODINGS[case])
+    sent = head + b"\r\n" + CHUNKS + b"\r\n"
+    assert refused(server, sent) == (501, "unsupported_transfer_coding")
+
+
+def test_transfer_coding_of_http_1_0(server: Server) -> None:
+    """HTTP/1.0 has no chunks: a proxy in front may have taken the body for something else."""
+    sent = CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n" + CHUNKS + b"\r\n"
+    with connect(server) as connection:
+        connection.sendall(sent)
+        assert b"invalid_http" in read_all(connection)
+
+
+@pytest.mark.parametrize("options", [b"upgrade, close", b"Close,Upgrade", b"UPGRADE ,x, close"])
+def test_an_offer_that_closes(server: Server, options: bytes) -> None:
+    """What else Connection says counts where an offer of another protocol is not taken."""
+    offer = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: %b\r\nUpgrade: h2c\r\n\r\n" % options
+    with connect(server) as connection:
+        connection.sendall(offer)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer.lower()
+
+
+def test_an_offer_in_http_1_0_closes(server: Server) -> None:
+    """An offer does not make HTTP/1.1 of HTTP/1.0."""
+    with connect(server) as connection:
+        connection.sendall(b"GET /livez HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+GATE = ("tests.faults.altered", "gate")
+OTHER = GOOD.replace(b'"a"', b'"b"')
+
+
+def pieces(data: bytes, size: int) -> Iterator[bytes]:
+    return (data[i : i + size] for i in range(0, len(data), size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 4095, 4096, 4097, 100_000])
+def test_pipelines_in_pieces(server: Server, size: int) -> None:
+    """Requests of every kind behind each other, cut anywhere: each has its answer, in order."""
+    chunked = CHUNKED + b"\r\n" + CHUNKS + b"A: b\r\n\r\n"
+    padded = b'{"model":"tiny","input":"a"' + b"\r\n" * 3000 + b"}"
+    large = HEAD.replace(b"%d" % len(BODY), b"%d" % len(padded)) + b"\r\n" + padded
+    in_chunks = CHUNKED + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(padded), padded)
+    get = b"\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    missing = HEAD.replace(b"/v1/", b"/no/") + b"\r\n" + BODY
+    sent = [GOOD, get, chunked, large, missing, in_chunks, get, GOOD]
+    if size < 64:
+        sent = [GOOD, get, chunked, missing, get]
+    statuses = [b"404" if one is missing else b"200" for one in sent]
+    with connect(server) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces(b"".join(sent), size):
+            connection.sendall(piece)
+        data = b""
+        while data.count(b"HTTP/1.1 ") < len(sent) or not data.endswith(b"}"):
+            part = connection.recv(65_536)
+            assert part, data
+            data += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", data) == statuses
+
+
+@pytest.mark.parametrize("behind", [GOOD, GOOD * 1000], ids=["one", "more than is read"])
+@pytest.mark.parametrize("how", ["closes", "half-closes", "resets"])
+def test_leaving_ends_what_was_sent(
+    start: Start, tiny_artifacts: Path, tmp_path: Path, how: str, behind: bytes
+) -> None:
+    """Nothing is computed for a client that leaves with requests behind the one that waits."""
+    with serving(tiny_artifacts, tmp_path / "log", "--lanes", "1", runner=GATE) as server:
+        server.hold_passes()
+        label = '{model="tiny"}'
+        with server.connect() as held, server.connect() as leaving:
+            held.sendall(GOOD)
+            leaving.sendall(OTHER + behind)
+            in_flight = f"embedserve_requests_in_flight{label}"
+            until(lambda: server.metric(in_flight) == 2)
+            if how == "half-closes":
+                leaving.shutdown(socket.SHUT_WR)
+            else:
+                if how == "resets":
+                    leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                leaving.close()
+            until(lambda: server.metric(in_flight) == 1)
+            server.release_passes()
+            assert read_one(held)[0] == 200
+        assert server.metric(f"embedserve_batch_size_sum{label}") == 1
 
 
 def test_trailers_are_no_headers(server: Server) -> None:

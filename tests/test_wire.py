@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from embedserve.frame import PROBES
 from tests import tiny
 from tests.conftest import Server, Start, run
+from tests.faults.serving import until
 
 KEY, OTHER = "sk-first-0123456789", "sk-second-9876543210"
 ROUTES = (
@@ -189,6 +191,11 @@ def keyed(
     return start(models, tiny_artifacts, "--api-keys-file", str(path)), path
 
 
+def assert_logged(server: Server, pattern: str) -> None:
+    """Wait for a line of the log."""
+    until(lambda: re.search(pattern, server.log.read_text()) is not None)
+
+
 class TestCors:
     """Off unless origins are named."""
 
@@ -215,6 +222,27 @@ class TestCors:
             preflight["origin"] = "https://c.example"
             refused = client.options("/v1/embeddings", headers=preflight)
             assert refused.json()["error"]["code"] == "invalid_value"
+
+    def test_preflights_are_framed(self, start: Start, tiny_artifacts: Path) -> None:
+        """A preflight, allowed or not, has a request id and an access line, like any request."""
+        models = tiny_artifacts.parent / "models.toml"
+        origins = ("--cors-origins", "https://a.example")
+        server = start(models, tiny_artifacts, *origins, EMBEDSERVE_API_KEYS=KEY)
+        with server.client() as client:
+            for number, (letter, status) in enumerate((("a", 200), ("b", 400))):
+                given = f"preflight-{number}"
+                preflight = {
+                    "access-control-request-method": "POST",
+                    "origin": f"https://{letter}.example",
+                    "x-request-id": given,
+                }
+                answer = client.options("/v1/embeddings", headers=preflight)
+                assert (answer.status_code, answer.headers["x-request-id"]) == (status, given)
+                line = f"status={status} .*request_id={given}"
+                assert_logged(server, line)
+            del preflight["x-request-id"]
+            answer = client.options("/v1/embeddings", headers=preflight)
+            assert answer.headers["x-request-id"].startswith("req_")
 
 
 @pytest.fixture(scope="module")
