@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope, Send
 from embedserve import __version__, body, schemas
 from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
+from embedserve.intake import Intake
 from embedserve.metrics import Metrics
 from embedserve.models import Embedded, Model
-from embedserve.pending import ANSWER_COPIES, Pending, Share
+from embedserve.pending import Pending, Share, answer_bytes
 from embedserve.registry import ModelRegistry
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
@@ -41,12 +42,14 @@ class Embeddings:
         worker: Worker,
         metrics: Metrics,
         pending: Pending,
+        intake: Intake,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._worker = worker
         self._metrics = metrics
         self._pending = pending
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
@@ -55,12 +58,11 @@ class Embeddings:
         share = Share(self._pending)
         try:
             self._worker.check_door()
-            content = await body.read(receive, headers, self._settings, share)
-            wanted = schemas.parse_embeddings(content, self._settings.max_inputs)
+            wanted = await self._intake.take(receive, headers, share, schemas.parse_embeddings)
             model, wanted = self._registry.resolve(wanted)
             series = self._metrics.of(model.name)
             series.requests_in_flight.inc()
-            share.add(4 * ANSWER_COPIES * wanted.count * model.manifest.dimension)
+            share.add(wanted.count * answer_bytes(model.manifest.dimension))
             embedded = await self._embed(receive, headers, model, wanted)
             _note(scope, model, embedded)
             series.texts.inc(len(embedded.rows))
