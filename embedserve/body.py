@@ -146,8 +146,8 @@ class _Incoming:
         if size > self._settings.max_body_bytes:
             raise _too_large(self._settings.max_body_bytes)
         structure = self._structure
-        structure.feed(piece)
-        if size > SMALL:
+        for start in range(0, len(piece), SMALL):
+            structure.feed(piece[start : start + SMALL])
             self._check(structure)
         copies = BODY_COPIES + structure.width
         self._share.hold(copies * size + VALUE_BYTES * structure.values)
