@@ -148,7 +148,8 @@ class _Incoming:
         structure = self._structure
         for start in range(0, len(piece), SMALL):
             structure.feed(piece[start : start + SMALL])
-            self._check(structure)
+            if size > SMALL:
+                self._check(structure)
         copies = BODY_COPIES + structure.width
         self._share.hold(copies * size + VALUE_BYTES * structure.values)
         self.body += piece

@@ -107,7 +107,8 @@ class Embeddings:
         wanted: EmbeddingsRequest,
         embedded: Embedded,
     ) -> None:
-        answer = _headers(embedded, model.manifest.fingerprint)
+        timed = self._settings.server_timing
+        answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
         content: bytes | memoryview
         if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM:
             n, dim = embedded.rows.shape
@@ -163,17 +164,15 @@ def _note(scope: Scope, model: Model, embedded: Embedded) -> None:
         trace.embedded(model.name, embedded)
 
 
-def _headers(embedded: Embedded, fingerprint: str) -> RawHeaders:
-    timing = b"tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f" % (
-        embedded.tokenize * 1000,
-        embedded.queue * 1000,
-        embedded.inference * 1000,
-    )
-    headers = [
-        (b"x-embedding-fingerprint", fingerprint.encode()),
-        (b"server-timing", timing),
-        (b"server", _SERVER),
-    ]
+def _headers(embedded: Embedded, fingerprint: str, *, timed: bool) -> RawHeaders:
+    headers = [(b"x-embedding-fingerprint", fingerprint.encode()), (b"server", _SERVER)]
+    if timed:
+        timing = b"tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f" % (
+            embedded.tokenize * 1000,
+            embedded.queue * 1000,
+            embedded.inference * 1000,
+        )
+        headers.append((b"server-timing", timing))
     if embedded.truncated:
         headers.append((b"x-truncated-inputs", _indexes(embedded.truncated).encode()))
     return headers

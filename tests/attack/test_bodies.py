@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from embedserve.pending import PROGRESS_SECONDS
 from tests.conftest import MINILM, ROOT
 from tests.faults import watched
 from tests.faults.serving import Served, serving, until
@@ -178,6 +179,8 @@ class TestStalled:
             for connection, size in zip(stalled, (20.0, 29.0, 25.4), strict=True):
                 begin(connection, int(size * MB))
             until(lambda: server.metric("embedserve_pending_bytes") > 223 * MB)
+            all_stalled = time.monotonic() + PROGRESS_SECONDS
+            until(lambda: time.monotonic() > all_stalled)
             honest = {"model": MINILM, "input": ["a " * 30_000] * 8}
             answers: list[int] = []
 
