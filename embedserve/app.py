@@ -16,6 +16,7 @@ from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import framed
+from embedserve.intake import Intake
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
 from embedserve.pending import Pending, Share
@@ -66,15 +67,17 @@ class Service:
             settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(allocator.trim)
         )
         self.metrics.watch("pending_bytes", lambda: self.pending.bytes)
-        self.embeddings = Embeddings(settings, registry, self.worker, self.metrics, self.pending)
+        self.intake = Intake(settings, takes_ids=registry.takes_ids)
+        self.embeddings = Embeddings(
+            settings, registry, self.worker, self.metrics, self.pending, self.intake
+        )
         register_metrics(registry, self.worker, self.metrics)
 
     async def create_tokens(self, request: Request) -> Response:
         headers = body.headers(request.scope)
         share = Share(self.pending)
         try:
-            content = await body.read(request.receive, headers, self.settings, share)
-            wanted = schemas.parse_tokenize(content, self.settings.max_inputs)
+            wanted = await self.intake.take(request.receive, headers, share, schemas.parse_tokenize)
             model, wanted = self.registry.resolve(wanted)
             tokens = await self.worker.encode(lambda: model.tokens(wanted))
         finally:
@@ -124,6 +127,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
         yield
+        service.intake.close()
         service.worker.close(LANES_GRACE)
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.

@@ -69,7 +69,9 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
     tokens = settings.tokens_per_pass or PROVIDERS[settings.provider].tokens_per_pass
     manifests = [model.manifest for model in loaded]
-    memory = footprint.estimate(host.resident(), manifests, lanes, tokens, settings)
+    memory = footprint.estimate(
+        host.resident(), manifests, lanes, tokens, settings, takes_ids=loaded.takes_ids
+    )
     log.info("%s", memory)
     if advice := memory.advice(found.memory):
         log.warning("%s", advice)

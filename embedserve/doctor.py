@@ -62,6 +62,7 @@ class Report:
     models: tuple[Model, ...]
     problems: tuple[StartupError, ...]
     has_keys: bool = False
+    takes_ids: bool = False
 
     @property
     def status(self) -> int:
@@ -90,7 +91,9 @@ class Report:
         if not manifests:
             return None
         lanes, tokens = self.setting("lanes").value, self.setting("tokens_per_pass").value
-        return estimate(self.needed, manifests, lanes, tokens, self.settings)
+        return estimate(
+            self.needed, manifests, lanes, tokens, self.settings, takes_ids=self.takes_ids
+        )
 
     def advice(self) -> list[str]:
         """What an operator should know or do; the least urgent last."""
@@ -136,6 +139,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
         models=tuple(models),
         problems=tuple(problems),
         has_keys=bool(accepted),
+        takes_ids=any(known.models[model.name].accept_token_ids for model in models),
     )
 
 

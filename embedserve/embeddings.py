@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope, Send
 from embedserve import __version__, body, schemas
 from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
+from embedserve.intake import Intake
 from embedserve.metrics import Metrics
 from embedserve.models import Embedded, Model
-from embedserve.pending import ANSWER_COPIES, Pending, Share
+from embedserve.pending import Pending, Share, answer_bytes
 from embedserve.registry import ModelRegistry
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
@@ -41,12 +42,14 @@ class Embeddings:
         worker: Worker,
         metrics: Metrics,
         pending: Pending,
+        intake: Intake,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._worker = worker
         self._metrics = metrics
         self._pending = pending
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
@@ -55,12 +58,11 @@ class Embeddings:
         share = Share(self._pending)
         try:
             self._worker.check_door()
-            content = await body.read(receive, headers, self._settings, share)
-            wanted = schemas.parse_embeddings(content, self._settings.max_inputs)
+            wanted = await self._intake.take(receive, headers, share, schemas.parse_embeddings)
             model, wanted = self._registry.resolve(wanted)
             series = self._metrics.of(model.name)
             series.requests_in_flight.inc()
-            share.add(4 * ANSWER_COPIES * wanted.count * model.manifest.dimension)
+            share.add(wanted.count * answer_bytes(model.manifest.dimension))
             embedded = await self._embed(receive, headers, model, wanted)
             _note(scope, model, embedded)
             series.texts.inc(len(embedded.rows))
@@ -105,7 +107,8 @@ class Embeddings:
         wanted: EmbeddingsRequest,
         embedded: Embedded,
     ) -> None:
-        answer = _headers(embedded, model.manifest.fingerprint)
+        timed = self._settings.server_timing
+        answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
         content: bytes | memoryview
         if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM:
             n, dim = embedded.rows.shape
@@ -161,17 +164,15 @@ def _note(scope: Scope, model: Model, embedded: Embedded) -> None:
         trace.embedded(model.name, embedded)
 
 
-def _headers(embedded: Embedded, fingerprint: str) -> RawHeaders:
-    timing = b"tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f" % (
-        embedded.tokenize * 1000,
-        embedded.queue * 1000,
-        embedded.inference * 1000,
-    )
-    headers = [
-        (b"x-embedding-fingerprint", fingerprint.encode()),
-        (b"server-timing", timing),
-        (b"server", _SERVER),
-    ]
+def _headers(embedded: Embedded, fingerprint: str, *, timed: bool) -> RawHeaders:
+    headers = [(b"x-embedding-fingerprint", fingerprint.encode()), (b"server", _SERVER)]
+    if timed:
+        timing = b"tokenize;dur=%.2f, queue;dur=%.2f, inference;dur=%.2f" % (
+            embedded.tokenize * 1000,
+            embedded.queue * 1000,
+            embedded.inference * 1000,
+        )
+        headers.append((b"server-timing", timing))
     if embedded.truncated:
         headers.append((b"x-truncated-inputs", _indexes(embedded.truncated).encode()))
     return headers

@@ -1,14 +1,27 @@
-"""How much memory this process may come to use, by construction: printed at start."""
+"""How much memory this process may come to use, by construction: printed at start.
+
+CONSUMERS is the one list of what takes memory. Each names what holds it, and a test fails where a
+class that serves keeps something that no consumer names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from embedserve import logs
 from embedserve.artifact import Manifest
+from embedserve.body import most_values
 from embedserve.host import Known
-from embedserve.pending import ANSWER_COPIES, BODY_COPIES
+from embedserve.pending import BODY_COPIES, answer_bytes, reserved
 from embedserve.settings import Settings
+from embedserve.structure import VALUE_BYTES
+from embedserve.tokenization import (
+    CHARACTERS_PER_TOKEN,
+    ENCODED_BYTES,
+    MOST_CHARACTERS,
+    SLICE_CHARACTERS,
+)
 
 # Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
 # is the residual, the query, key and value, and the feed-forward's 4 + 4, with one copy of each.
@@ -21,23 +34,53 @@ _SCORES = 2  # attention's scores and their softmax
 _CONNECTION = 80_000
 # What allocators keep of what was given back, and growth of Python's own structures.
 _SLACK = 64_000_000
+_WIDEST = 4  # bytes of a character, where a text has one past U+FFFF
+# What a thread has touched of its stack. Beside the lanes: log, tokenizer, renderer, parser, spans.
+_STACK = 256_000
+_OTHER_THREADS = 5
+_LOG_RECORD = 3_000  # with its text and fields
+# Spans of the exporter's queue (OTEL_BSP_MAX_QUEUE_SIZE), and a batch on its way.
+_SPANS = 2_048 + 512
+_SPAN = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds the consumers. `takes_ids`: a model accepts token ids."""
+
+    manifests: tuple[Manifest, ...]
+    lanes: int
+    tokens_per_pass: int
+    settings: Settings
+    takes_ids: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """Something that takes memory, at most `most(limits)` bytes.
+
+    `what`: in words; `by`: what bounds it. `holders`: the attributes that keep it, as
+    module.Class.attribute.
+    """
+
+    name: str
+    what: str
+    by: str
+    most: Callable[[Limits], int]
+    holders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes: `loaded` is resident once all models are loaded; of the others, the most."""
+    """Bytes: `loaded` is resident once all models are loaded; `parts`, by consumer, the most."""
 
     loaded: int
-    passes: int
-    pending: int
-    cache: int
-    connections: int
+    parts: Mapping[str, int]
 
     @property
     def most(self) -> int:
         """What resident memory stays below."""
-        parts = (self.loaded, self.passes, self.pending, self.cache, self.connections, _SLACK)
-        return sum(parts)
+        return self.loaded + sum(self.parts.values())
 
     def advice(self, memory: Known[int] | None) -> str | None:
         """What to lower where this process may not have so much."""
@@ -45,49 +88,151 @@ class Footprint:
             return None
         return (
             f"that may be more than the {memory.value / 1e6:.0f} MB there are ({memory.origin}): "
-            "lower max_connections, max_pending_mb or cache_mb"
+            "lower max_connections, max_pending_mb, max_body_bytes or cache_mb"
         )
 
     def __str__(self) -> str:
         """One line for the log."""
+        parts = ", ".join(f"{name} {value / 1e6:.0f}" for name, value in self.parts.items())
         return (
-            f"memory: {self.loaded / 1e6:.0f} MB loaded, at most {self.most / 1e6:.0f} MB "
-            f"(passes {self.passes / 1e6:.0f}, requests in flight {self.pending / 1e6:.0f}, cache "
-            f"{self.cache / 1e6:.0f}, connections {self.connections / 1e6:.0f}, allocators "
-            f"{_SLACK / 1e6:.0f})"
+            f"memory: {self.loaded / 1e6:.0f} MB loaded, at most {self.most / 1e6:.0f} MB ({parts})"
         )
 
 
 def estimate(
-    loaded: int, manifests: Iterable[Manifest], lanes: int, tokens_per_pass: int, settings: Settings
+    loaded: int,
+    manifests: Iterable[Manifest],
+    lanes: int,
+    tokens_per_pass: int,
+    settings: Settings,
+    *,
+    takes_ids: bool = False,
 ) -> Footprint:
     """Sum up what the settings allow. `loaded`: resident bytes now."""
-    known = list(manifests)
-    return Footprint(
-        loaded=loaded,
-        passes=lanes * max(_pass(manifest, tokens_per_pass, settings) for manifest in known),
-        # The largest request is taken when it is alone, whatever the setting.
-        pending=max(settings.max_pending_mb * 1_000_000, *(_largest(m, settings) for m in known)),
-        cache=settings.cache_mb * 1_000_000,
-        connections=settings.max_connections * _CONNECTION,
-    )
+    limits = Limits(tuple(manifests), lanes, tokens_per_pass, settings, takes_ids)
+    return Footprint(loaded, {consumer.name: consumer.most(limits) for consumer in CONSUMERS})
 
 
-def _largest(manifest: Manifest, settings: Settings) -> int:
-    """Bytes that the largest request holds, its body and its answer."""
-    answer = 4 * ANSWER_COPIES * settings.max_inputs * manifest.dimension
-    return BODY_COPIES * settings.max_body_bytes + answer
+def _passes(limits: Limits) -> int:
+    return limits.lanes * max(_pass(manifest, limits) for manifest in limits.manifests)
 
 
-def _pass(manifest: Manifest, tokens_per_pass: int, settings: Settings) -> int:
+def _pass(manifest: Manifest, limits: Limits) -> int:
     """Bytes of the largest pass: the budget's, or one of the longest text alone."""
-    longest = min(manifest.max_tokens, settings.max_request_tokens)
-    tokens = max(tokens_per_pass, longest)
+    longest = min(manifest.max_tokens, limits.settings.max_request_tokens)
+    tokens = max(limits.tokens_per_pass, longest)
     if manifest.is_bag:
         return 4 * _BAG_WIDTH * manifest.hidden_size * tokens
     linear = 4 * _WIDTH * manifest.hidden_size * tokens
     # A budget of short texts has less: scores are of each text with itself.
     square = min(longest, manifest.masked_up_to or longest)
-    rows = max(1, tokens_per_pass // square)
+    rows = max(1, limits.tokens_per_pass // square)
     heads = max(1, manifest.hidden_size // _HEAD)
     return linear + 4 * _SCORES * heads * rows * square * square
+
+
+def _requests(limits: Limits) -> int:
+    """What Pending lets all requests hold: the limit, or the largest and what is kept for small."""
+    limit = limits.settings.max_pending_mb * 1_000_000
+    largest = max(_largest(manifest, limits) for manifest in limits.manifests)
+    return max(limit, largest + reserved(limit))
+
+
+def _largest(manifest: Manifest, limits: Limits) -> int:
+    """Bytes of the largest request: while its body is parsed, or while it is answered."""
+    settings = limits.settings
+    size = settings.max_body_bytes
+    values = min(size, most_values(settings, takes_ids=limits.takes_ids))
+    parsing = (BODY_COPIES + _WIDEST) * size + VALUE_BYTES * values
+    # The texts, and the UTF-8 that the tokenizer makes of them.
+    answering = (_WIDEST + 1) * size + settings.max_inputs * answer_bytes(manifest.dimension)
+    return max(parsing, answering)
+
+
+def _tokenizing(limits: Limits) -> int:
+    """One slice at a time, and a slice ends with the text that fills it."""
+    longest = max(manifest.max_tokens for manifest in limits.manifests)
+    text = min(longest * CHARACTERS_PER_TOKEN, MOST_CHARACTERS, limits.settings.max_body_bytes)
+    return ENCODED_BYTES * (SLICE_CHARACTERS + text)
+
+
+CONSUMERS: tuple[Consumer, ...] = (
+    Consumer(
+        "passes",
+        "activations of the largest pass, on every lane",
+        "`lanes`, `tokens_per_pass`, the model",
+        _passes,
+        ("worker.Worker._running",),
+    ),
+    Consumer(
+        "requests in flight",
+        "bodies, what parsing them takes, texts by the width of their characters, places in the "
+        "queue, answers",
+        "`max_pending_mb`, or the largest request: `max_body_bytes`, `max_inputs`",
+        _requests,
+        (
+            "batching.BatchQueue._by_length",
+            "batching.BatchQueue._long",
+            "batching.BatchQueue._places",
+            "batching.BatchQueue._short",
+            "batching.Entry.readers",
+            "body._Incoming.body",
+            "flight.Flight._entries",
+            "flight.Job.entries",
+            "pending.Pending._arrivals",
+            "worker.Worker._again",
+        ),
+    ),
+    Consumer(
+        "tokenizing",
+        "what the tokenizer's library makes of one slice of texts",
+        "the model's limit, `max_body_bytes`",
+        _tokenizing,
+    ),
+    Consumer(
+        "cache",
+        "vectors that were computed",
+        "`cache_mb`",
+        lambda limits: limits.settings.cache_mb * 1_000_000,
+        ("cache.VectorCache._rows",),
+    ),
+    Consumer(
+        "connections",
+        "40 KB for each that may be open; an idle one holds 4",
+        "`max_connections`",
+        lambda limits: limits.settings.max_connections * _CONNECTION,
+        ("protocol.Protocol.pipeline",),
+    ),
+    Consumer(
+        "threads",
+        "stacks",
+        "`lanes`",
+        lambda limits: (limits.lanes + _OTHER_THREADS) * _STACK,
+        (
+            "intake.Intake._parser",
+            "lanes.Lanes._threads",
+            "logs.Lines._thread",
+            "worker.Worker._renderer",
+            "worker.Worker._tokenizer",
+        ),
+    ),
+    Consumer(
+        "logs",
+        f"{logs.MOST_WAITING:,} lines that wait for a reader of standard error",
+        "",
+        lambda limits: logs.MOST_WAITING * _LOG_RECORD,
+        ("logs.Lines._records", "logs.Limit._kinds"),
+    ),
+    Consumer(
+        "tracing",
+        "spans that wait for the collector",
+        "`tracing`",
+        lambda limits: _SPANS * _SPAN if limits.settings.tracing else 0,
+    ),
+    Consumer(
+        "allocators",
+        "what they keep of what was given back",
+        "",
+        lambda limits: _SLACK,
+    ),
+)

@@ -24,7 +24,9 @@ _KEY = re.compile(r"[\x21-\x7e]{8,512}")
 class Keys:
     """The keys that are accepted; none: every request is. Owned by the event loop.
 
-    Only digests are held, so that no dump of memory gives a key away.
+    Digests are compared, and only they are kept. Memory may hold copies of keys all the same, of
+    reading them and of requests that bring them: whoever reads it, in a core dump or with a
+    debugger, can find them.
     """
 
     def __init__(self, path: Path | None, from_environment: Sequence[str] = ()) -> None:

@@ -18,7 +18,7 @@ from embedserve.flight import Job
 from embedserve.pooling import Floats
 from embedserve.presence import Presence
 from embedserve.schemas import EmbeddingsRequest
-from embedserve.tokenization import Encoded, Tokenizer, Tokens
+from embedserve.tokenization import SLICE_CHARACTERS, Encoded, Tokenizer, Tokens
 from embedserve.worker import Engine, Worker
 
 # sentence-transformers' encode_query and encode_document look for these prompts, in this order.
@@ -28,8 +28,6 @@ INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-# What the tokenizer's thread does in one go: about 50 ms.
-SLICE_CHARACTERS = 100_000
 # So few are tokenized on the loop: 0.1 ms, as much as going to a thread and back.
 FEW_CHARACTERS = 512
 

@@ -2,46 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
 from embedserve.errors import RequestError
 
-# A body is held as its pieces, as a whole, and as its texts.
-BODY_COPIES = 3
-# A vector is held as float32 while it is computed, and as JSON of up to 13 bytes a component.
-ANSWER_COPIES = 5
+# A body is held as it came, and as the parser's copy of it; its texts are counted by their width.
+BODY_COPIES = 2
+# A vector is held as float32 while it is computed, and as JSON of up to 13 bytes a component, with
+# what that takes to grow. Its text waits for it with some objects: in the queue, and in a pass.
+_COMPONENT_BYTES = 20
+_ENTRY_BYTES = 1_000
 EBB_BYTES = 16_000_000
+# A request of up to so much is small: some 100 short texts and their answer.
+SMALL_BYTES = 1_000_000
+# This part of the limit is for small requests alone: large ones cannot shut them out.
+_RESERVED = 8
+# A body makes progress while it brings so much in so long. Slower ones are given up, but only where
+# another request finds no room.
+PROGRESS_BYTES = 65_536
+PROGRESS_SECONDS = 1.0
 
 
 class Pending:
     """How many bytes all requests hold, at most `limit`. Owned by the event loop.
 
+    The last eighth is for small requests. A large one is taken whatever it holds while the others
+    hold no more than that: so all of them hold at most `limit`, or the largest and an eighth.
     `on_ebb` is called when next to nothing is held after much was.
     """
 
-    def __init__(self, limit: int, on_ebb: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        on_ebb: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.bytes = 0
+        self.clock = clock
         self._limit = limit
+        self._reserved = reserved(limit)
+        self._small_bytes = min(SMALL_BYTES, self._reserved // 8)
+        self._small = 0  # what small requests hold
         self._on_ebb = on_ebb
         self._peak = 0
+        self._arrivals: set[Arrival] = set()
 
-    def check(self, share: Share, count: int) -> None:
-        """429 when `count` more do not fit beside the others. A request alone always fits."""
-        if self.bytes + count > self._limit and self.bytes > share.bytes:
-            raise RequestError(
-                "queue_full",
-                f"requests in flight hold {self.bytes >> 20} MiB of {self._limit >> 20}; try again "
-                "later",
-                headers={"Retry-After": "1", "retry-after-ms": "1000", "Connection": "close"},
-            )
+    def make_room(self, share: Share, count: int) -> None:
+        """429 when `share` cannot come to hold `count`, though stalled bodies are given up."""
+        while not self._fits(share, count):
+            stalled = largest_stalled(self._arrivals - {share.arrival}, self.clock())
+            if stalled is None:
+                raise RequestError(
+                    "queue_full",
+                    f"requests in flight hold {self.bytes >> 20} MiB of {self._limit >> 20}; try "
+                    "again later",
+                    headers={"Retry-After": "1", "retry-after-ms": "1000", "Connection": "close"},
+                )
+            self._arrivals.discard(stalled)
+            stalled.share.release()
+            stalled.give_up()
 
-    def change(self, count: int) -> None:
-        """Hold `count` more, or less."""
-        self.bytes += count
+    def change(self, before: int, after: int) -> None:
+        """One request held `before`, and holds `after`."""
+        if before <= self._small_bytes:
+            self._small -= before
+        if after <= self._small_bytes:
+            self._small += after
+        self.bytes += after - before
         self._peak = max(self._peak, self.bytes)
-        if count < 0 and self._peak > EBB_BYTES and self.bytes < self._peak // 8:
+        if after < before and self._peak > EBB_BYTES and self.bytes < self._peak // 8:
             self._peak = 0
             self._on_ebb()
+
+    def arrives(self, arrival: Arrival) -> None:
+        """A body begins to arrive that does not come in one piece."""
+        self._arrivals.add(arrival)
+
+    def has_arrived(self, arrival: Arrival) -> None:
+        """It is whole, or nobody waits for the rest."""
+        self._arrivals.discard(arrival)
+
+    def _fits(self, share: Share, count: int) -> bool:
+        others = self.bytes - share.bytes
+        if others + count <= self._limit - self._reserved:
+            return True
+        if count > self._small_bytes:
+            return others <= self._reserved
+        small = self._small - (share.bytes if share.bytes <= self._small_bytes else 0)
+        return others + count <= self._limit or small + count <= self._reserved
 
 
 class Share:
@@ -49,15 +98,75 @@ class Share:
 
     def __init__(self, pending: Pending) -> None:
         self.bytes = 0
+        self.arrival: Arrival | None = None
         self._pending = pending
 
     def add(self, count: int) -> None:
         """Hold `count` more; RequestError when they do not fit."""
-        self._pending.check(self, count)
-        self.bytes += count
-        self._pending.change(count)
+        self.hold(self.bytes + count)
+
+    def hold(self, count: int) -> None:
+        """Hold `count` in all, which may be less than before; RequestError when they do not fit."""
+        if count > self.bytes:
+            self._pending.make_room(self, count)
+        self._pending.change(self.bytes, count)
+        self.bytes = count
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self._pending.change(-self.bytes)
+        self._pending.change(self.bytes, 0)
         self.bytes = 0
+
+    def arrives(self, give_up: Callable[[], object]) -> Arrival:
+        """The request's body begins to arrive; `give_up` ends that."""
+        self.arrival = Arrival(self, give_up, self._pending.clock)
+        self._pending.arrives(self.arrival)
+        return self.arrival
+
+    def has_arrived(self) -> None:
+        """The body is whole, or nobody waits for the rest."""
+        if self.arrival is not None:
+            self._pending.has_arrived(self.arrival)
+            self.arrival = None
+
+
+class Arrival:
+    """A body on its way. Owned by the event loop."""
+
+    def __init__(
+        self, share: Share, give_up: Callable[[], object], clock: Callable[[], float]
+    ) -> None:
+        self.share = share
+        self.give_up = give_up
+        self._clock = clock
+        self._progressed = clock()
+        self._since = 0  # bytes since then
+        self._is_slow = False  # its last PROGRESS_BYTES took too long
+
+    def brings(self, count: int) -> None:
+        """`count` more bytes came."""
+        self._since += count
+        if self._since >= PROGRESS_BYTES:
+            now = self._clock()
+            self._is_slow = now - self._progressed >= PROGRESS_SECONDS
+            self._progressed, self._since = now, 0
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether PROGRESS_BYTES take it longer than PROGRESS_SECONDS."""
+        return self._is_slow or now - self._progressed >= PROGRESS_SECONDS
+
+
+def largest_stalled(arrivals: Iterable[Arrival], now: float) -> Arrival | None:
+    """Return what is given up first: of the bodies that make no progress the largest."""
+    stalled = (arrival for arrival in arrivals if arrival.is_stalled(now))
+    return max(stalled, key=lambda arrival: arrival.share.bytes, default=None)
+
+
+def answer_bytes(dimension: int) -> int:
+    """What a text's place in the queue and its vector take until the answer is sent."""
+    return _ENTRY_BYTES + _COMPONENT_BYTES * dimension
+
+
+def reserved(limit: int) -> int:
+    """Bytes of `limit` that are for small requests alone."""
+    return limit // _RESERVED

@@ -77,6 +77,11 @@ class ModelRegistry:
             )
         return model, alias
 
+    @property
+    def takes_ids(self) -> bool:
+        """Whether any model accepts token ids."""
+        return any(model.spec.accept_token_ids for model in self)
+
     def resolve(self, request: EmbeddingsRequest) -> tuple[Model, EmbeddingsRequest]:
         """Return the request's model, and the request with what its alias fixes."""
         model, alias = self.find(request.model)

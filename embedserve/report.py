@@ -57,7 +57,10 @@ def _model(model: Model) -> dict[str, Any]:
 
 
 def _bound(footprint: Footprint | None) -> dict[str, int] | None:
-    return {**asdict(footprint), "most": footprint.most} if footprint else None
+    if footprint is None:
+        return None
+    parts = {name.replace(" ", "_"): value for name, value in footprint.parts.items()}
+    return {"loaded": footprint.loaded, **parts, "most": footprint.most}
 
 
 def as_text(report: Report) -> str:
@@ -113,7 +116,7 @@ def _host_rows(host: Host) -> Iterator[Row]:
 
 
 def _memory_rows(footprint: Footprint) -> Iterator[Row]:
-    for label, value in asdict(footprint).items():
+    for label, value in {"loaded": footprint.loaded, **footprint.parts}.items():
         yield label, f"{value / 1e6:.0f} MB", ""
     yield "at most", f"{footprint.most / 1e6:.0f} MB", ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from embedserve.tokenization import Tokens, Truncate
 
 _PARSED = 6  # bytes that parsing takes for each of a body
 _DIGITS = 13  # bytes of a component as JSON, at most
+_INTEGER_BYTES, _LIST_BYTES = 48, 64  # an integer in its list, and a list beside its integers
 
 OCTET_STREAM = b"application/octet-stream"
 
 EncodingFormat = Literal["float", "base64"]
 InputType = Literal["query", "document"]
+Body = bytes | bytearray
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,24 @@ class EmbeddingsRequest:
         """How many vectors it asks for."""
         return len(self.texts or self.token_ids or ())
 
+    def held_bytes(self, size: int) -> int:
+        """What its inputs take, parsed of `size` bytes.
 
-def parse_embeddings(body: bytes, max_inputs: int) -> EmbeddingsRequest:
+        A tokenizer makes UTF-8 of a text that is not ASCII, and the text keeps it.
+        """
+        if self.texts is None:
+            ids = sum(map(len, self.token_ids or ()))
+            return _INTEGER_BYTES * ids + _LIST_BYTES * self.count
+        sizes = sum(map(sys.getsizeof, self.texts))
+        return sizes if all(map(str.isascii, self.texts)) else sizes + size
+
+
+def parse_embeddings(body: Body, max_inputs: int) -> EmbeddingsRequest:
     """Check a request's body, exact in every type; RequestError names the first offender."""
     return _parse(body, max_inputs, _FIELDS)
 
 
-def _parse(body: bytes, max_inputs: int, fields: Sequence[str]) -> EmbeddingsRequest:
+def _parse(body: Body, max_inputs: int, fields: Sequence[str]) -> EmbeddingsRequest:
     value = _object(body)
     unknown = next((key for key in value if key not in fields), None)
     if unknown is not None:
@@ -76,7 +90,7 @@ def _parse(body: bytes, max_inputs: int, fields: Sequence[str]) -> EmbeddingsReq
     )
 
 
-def parse_tokenize(body: bytes, max_inputs: int) -> EmbeddingsRequest:
+def parse_tokenize(body: Body, max_inputs: int) -> EmbeddingsRequest:
     """Check the body of POST tokenize: a request for embeddings less what shapes vectors."""
     return _parse(body, max_inputs, _TOKENIZE_FIELDS)
 
@@ -152,7 +166,7 @@ def render_tokens(model: str, tokens: Sequence[Tokens]) -> bytes:
     return orjson.dumps({"object": "list", "data": data, "model": model})
 
 
-def named_model(body: bytes) -> str | None:
+def named_model(body: Body) -> str | None:
     """Return the `model` of a body, None where none is to be found: parsing says what is wrong."""
     try:
         model = _object(body).get("model")
@@ -177,7 +191,7 @@ def render_error(error: RequestError) -> bytes:
     return orjson.dumps({"error": body})
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: Body) -> dict[str, Any]:
     room.check(_PARSED * len(body))
     try:
         value = orjson.loads(body)

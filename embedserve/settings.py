@@ -95,6 +95,9 @@ class Settings:
     tracing: bool = _setting(
         False, "send spans to an OpenTelemetry collector (docs/tracing.md)", _any, ""
     )
+    server_timing: bool = _setting(
+        True, "send Server-Timing: milliseconds of tokenizing, waiting and inference", _any, ""
+    )
     access_log: bool = _setting(True, "log one line a request", _any, "")
     log_format: str = _setting("text", "format of log lines", *_one_of("text", "json"))
     log_level: str = _setting(

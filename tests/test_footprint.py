@@ -12,8 +12,8 @@ import pytest
 from embedserve import footprint, host
 from embedserve.host import Known
 from embedserve.settings import Settings
-from tests import tiny
-from tests.conftest import Start
+from tests import holders, tiny
+from tests.conftest import ROOT, Start
 
 MINILM = tiny.manifest(hidden_size=384, max_tokens=256)
 LONG = tiny.manifest(hidden_size=768, max_tokens=8192, masked_up_to=512)
@@ -27,15 +27,37 @@ def most(lanes: int = 2, tokens: int = 256, *, manifest: object = MINILM, **chan
 @pytest.mark.parametrize("setting", ["max_pending_mb", "cache_mb"])
 def test_megabytes_count_in_full(setting: str) -> None:
     """What a setting allows is in the sum."""
-    assert most(**{setting: 1200}) - most(**{setting: 200}) == 1_000_000_000
+    assert most(**{setting: 1400}) - most(**{setting: 400}) == 1_000_000_000
 
 
-def test_the_largest_request_counts() -> None:
-    """It is taken when it is alone, though it is more than max_pending_mb: so is it counted."""
+def test_the_largest_body_counts() -> None:
+    """It is taken when it is alone, though it is more than max_pending_mb: so is it counted.
+
+    As it came, as the parser's copy, and as texts of four bytes a character. The longest text is
+    tokenized at 128 bytes a character.
+    """
+    bag = tiny.manifest(max_tokens=2**31 - 1, pooling=("bag",))
+    small = most(manifest=bag, max_pending_mb=1, max_body_bytes=2_000_000, max_inputs=10)
+    large = most(manifest=bag, max_pending_mb=1, max_body_bytes=5_000_000, max_inputs=10)
+    assert large - small == (6 + 128) * 3_000_000
+
+
+def test_the_largest_answer_counts() -> None:
+    """Vectors as float32 and as JSON, each with its text's place in the queue."""
     wide = replace(MINILM, dimension=1000)
-    small = most(manifest=wide, max_pending_mb=1, max_body_bytes=2_000_000, max_inputs=10)
-    large = most(manifest=wide, max_pending_mb=1, max_body_bytes=5_000_000, max_inputs=110)
-    assert large - small == 3 * 3_000_000 + 100 * 1000 * 20
+    small = most(manifest=wide, max_pending_mb=1, max_body_bytes=1000, max_inputs=1000)
+    large = most(manifest=wide, max_pending_mb=1, max_body_bytes=1000, max_inputs=1100)
+    assert large - small == 100 * (1000 * 20 + 1000)
+
+
+def test_token_ids_count() -> None:
+    """Where a model accepts them, a body may be made of as many integers as tokens."""
+    settings = replace(Settings(), max_pending_mb=1)
+    without, with_ids = (
+        footprint.estimate(0, [MINILM], 2, 256, settings, takes_ids=takes)
+        for takes in (False, True)
+    )
+    assert with_ids.most - without.most == 64 * (settings.max_request_tokens + settings.max_inputs)
 
 
 def test_lanes_and_passes_count() -> None:
@@ -55,6 +77,90 @@ def test_static_embeddings_are_rows_alone() -> None:
 def test_connections_count() -> None:
     """A head may be on its way on each."""
     assert most(max_connections=10_000) - most(max_connections=1_000) >= 9_000 * 32_768
+
+
+class TestHolders:
+    """What the process keeps is listed, with the consumer that counts it."""
+
+    # A number of entries that the start decides: they are loaded, or next to nothing.
+    FIXED = frozenset(
+        {
+            "admission.Admission._rates",
+            "artifact.Manifest.converted_from",
+            "artifact.Manifest.files",
+            "backend.OnnxBackend._inputs",
+            "backend.OnnxBackend._steps",
+            "backend.OnnxBackend._tables",
+            "batching.BatchQueue._work",
+            "config.ModelSpec.sha256",
+            "keys.Keys._digests",
+            "keys.Keys._fixed",
+            "lanes.Lanes._free",
+            "lanes.Lanes._lanes",
+            "metrics.Metrics._made",
+            "metrics.Metrics._models",
+            "metrics.Metrics._refusals",
+            "metrics.Metrics._shown",
+            "metrics.Metrics.nameless",
+            "metrics.ModelMetrics.requests",
+            "registry.ModelRegistry._aliases",
+            "registry.ModelRegistry._is_only",
+            "registry.ModelRegistry._models",
+            "registry.ModelRegistry._names",
+            "tracing.Traced._headers",
+            "tracing.Traced._instrumented",
+            "worker.Worker._admission",
+            "worker.Worker._engines",
+            "worker.Worker._metrics",
+        }
+    )
+    # Of one request, counted with it: a few fields, or as many as a head may have.
+    OF_A_REQUEST = frozenset(
+        {"errors.RequestError.headers", "tracing.Trace.attributes", "worker._Pass.stop"}
+    )
+
+    def test_each_has_its_line(self) -> None:
+        """A class that keeps something new is added to a consumer, or said to be fixed here."""
+        listed = [name for consumer in footprint.CONSUMERS for name in consumer.holders]
+        assert len(listed) == len(set(listed))
+        found = set(holders.found(ROOT / "embedserve"))
+        assert len(found) >= 40
+        known = {*listed, *self.FIXED, *self.OF_A_REQUEST}
+        assert found - known == set(), "in no consumer's holders (embedserve/footprint.py)"
+        assert known - found == set(), "not there any more"
+
+    def test_a_new_one_is_found(self, tmp_path: Path) -> None:
+        """Of every kind: collections, buffers, threads, in a class or in its instances."""
+        (tmp_path / "new.py").write_text(
+            "class New:\n"
+            "    kept: dict[str, bytes] = field(default_factory=dict)\n"
+            "    shared = []\n"
+            "    def __init__(self, names):\n"
+            "        self._seen = set()\n"
+            "        self._last: deque[bytes] = collections.deque(maxlen=3)\n"
+            "        self._by_name = {name: 0 for name in names}\n"
+            "        self._names = [*names] or None\n"
+            "        self._buffer, self._count = bytearray(), 0\n"
+            "        self._thread = Thread(target=print)\n"
+            "        self._name = str(names)\n"
+            "        local = []\n"
+            "CACHE = {}\n"
+            "@functools.lru_cache\n"
+            "def cached(): pass\n"
+        )
+        names = ("kept", "shared", "_seen", "_last", "_by_name", "_names", "_buffer", "_thread")
+        assert sorted(holders.found(tmp_path)) == sorted(
+            [*(f"new.New.{name}" for name in names), "new.cached"]
+        )
+
+
+def test_documented() -> None:
+    """The page has a row for each consumer, in their order."""
+    page = (ROOT / "docs" / "operating.md").read_text()
+    section = page.partition("\n## Memory\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", section, re.MULTILINE)[2:]
+    wanted = [(one.name, one.what, one.by) for one in footprint.CONSUMERS]
+    assert [(name, what, by) for name, what, by in rows if name != "loaded"] == wanted
 
 
 def test_resident_is_the_kernel_s() -> None:
@@ -84,3 +190,5 @@ def test_printed_at_start(start: Start, tiny_artifacts: Path) -> None:
     assert found, line
     assert 20 < int(found[1]) < 300
     assert int(found[2]) > int(found[1]) + 256
+    for consumer in footprint.CONSUMERS:
+        assert re.search(rf"[(, ]{consumer.name} \d+[,)]", line), consumer.name

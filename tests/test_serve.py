@@ -63,6 +63,15 @@ class TestAnswers:
         assert answer.headers["server-timing"].startswith("tokenize;dur=")
         assert answer.headers["x-request-id"].startswith("req_")
 
+    def test_no_timing(self, start: Start, tiny_artifacts: Path) -> None:
+        """With cache_mb the times tell whether somebody has sent a text: they can be left out."""
+        models = tiny_artifacts.parent / "models.toml"
+        silent = start(models, tiny_artifacts, "--cache-mb", "1", "--no-server-timing")
+        for _ in range(2):
+            answer = silent.embed(model="tiny", input="a")
+            assert answer.status_code == 200
+            assert "server-timing" not in answer.headers
+
     def test_request_id_is_echoed(self, server: Server) -> None:
         """A well-formed id comes back; another is replaced."""
         with server.client() as client:

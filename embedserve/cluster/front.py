@@ -21,6 +21,7 @@ from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.scrape import merge
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.frame import framed
+from embedserve.intake import PARSE_ON_LOOP
 from embedserve.keys import Keys
 from embedserve.metrics import CONTENT_TYPE, Metrics
 from embedserve.pending import Pending, Share
@@ -100,10 +101,11 @@ class Front:
         share = Share(self._pending)
         outcomes = self._metrics.nameless
         try:
-            content = await body.read(receive, headers, self._settings, share)
-            answer = await self._ask(
-                self._directory.pool(schemas.named_model(content)), scope, content
-            )
+            content = bytes(await body.read(receive, headers, self._settings, share))
+            is_small = len(content) <= PARSE_ON_LOOP
+            named = schemas.named_model
+            name = named(content) if is_small else await asyncio.to_thread(named, content)
+            answer = await self._ask(self._directory.pool(name), scope, content)
             await _send(answer, scope, send)
         except (asyncio.CancelledError, ClientLeftError):
             outcomes["cancelled"].inc()

@@ -98,7 +98,7 @@ def leaking() -> None:
     """It keeps what it was sent."""
     read, kept = body.read, []
 
-    async def keeping(*arguments: Any) -> bytes:
+    async def keeping(*arguments: Any) -> bytes | bytearray:
         content = await read(*arguments)
         kept.append(content + bytes(LEAK))
         return content
