@@ -98,8 +98,10 @@ def run(
     metrics.fix("max_connections", settings.max_connections)
     metrics.watch("connections", lambda: len(server.server_state.connections))
     server.run(sockets=[listener])
-    if any(thread.name.startswith(lanes.THREADS) for thread in threading.enumerate()):
-        # A lane that did not come back: onnxruntime's destructors would abort under it.
+    names = (lanes.THREADS, lanes.TOKENIZER, lanes.RENDERER)
+    if any(thread.name.startswith(names) for thread in threading.enumerate()):
+        # A lane that did not come back: onnxruntime's destructors would abort under it. Or a text
+        # that takes long to tokenize, which nothing ends: nobody waits for it.
         logging.shutdown()
         os._exit(0)
 
