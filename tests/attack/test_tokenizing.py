@@ -1,4 +1,4 @@
-"""Tokenizing that takes long: bounded, in its turn, for those who wait, and for no longer."""
+"""Tokenizing that takes long: bounded, in its turn, and only while somebody waits for it."""
 
 from __future__ import annotations
 
