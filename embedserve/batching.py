@@ -231,6 +231,10 @@ class BatchQueue:
         self.done += sum(entry.cost for entry in taken)
         return taken
 
+    def has_next(self, allow_long: bool = True) -> bool:
+        """Whether `take` would return entries."""
+        return self._first(allow_long) is not None
+
     def _fill(self, first: Entry, room: float) -> Iterator[Entry]:
         """Remove and return what shares the pass of `first`, in the order of keys.
 

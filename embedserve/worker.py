@@ -266,13 +266,15 @@ class Worker:
             self._shrunk_until = None
             self.queue.restore()
         while len(self._running) < self._count and not self._closed:
-            busy_long = sum(running.is_long for running in self._running)
             free = self._count - len(self._running)
-            allow_long = busy_long < max(1, self._count - 1)
-            entries = self._next_half() or self.queue.take(allow_long, free)
+            entries = self._next_half() or self.queue.take(self._allows_long(), free)
             if not entries:
                 return
             self._start(entries)
+
+    def _allows_long(self, more: bool = False) -> bool:
+        """Whether a lane may begin a long pass, after `more` has begun with one."""
+        return sum(work.is_long for work in self._running) + more < max(1, self._count - 1)
 
     def _next_half(self) -> list[Entry]:
         """A half of a failed pass, less what nobody waits for any more."""
@@ -294,9 +296,12 @@ class Worker:
                 if job.started is None:
                     job.started = now
                     self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
-        # A lone text uses every core; several are shared out among the lanes.
-        alone = len(entries) == 1 and not self._running and len(self.queue) == 0
-        work = _Pass(engine, entries, self.queue.is_long(entries[0]), alone, now)
+        is_long = self.queue.is_long(entries[0])
+        # A lone text uses every core, also where the rest must wait because it is long: of two
+        # lanes the one that is kept for short passes would idle. Several are shared out.
+        is_lone = len(entries) == 1 and not self._running
+        alone = is_lone and not self.queue.has_next(self._allows_long(is_long))
+        work = _Pass(engine, entries, is_long, alone, now)
         self._running.add(work)
         self._lanes.start(work)
 
@@ -377,8 +382,11 @@ class Worker:
         metrics.tokens.inc(tokens)
         metrics.padding_tokens.inc(done.padded_tokens - tokens)
         cost = sum(entry.cost for entry in work.entries)
-        # With what handing over takes: what is predicted is when lanes are done.
-        self._admission.measure(work.engine.shape, cost, self._clock() - work.began)
+        # With what handing over takes: what is predicted is when lanes are done. A long text on
+        # every core takes the time of all lanes; a short one hardly gains from more than its own.
+        seconds = self._clock() - work.began
+        lanes = self._count if work.alone and work.is_long else 1
+        self._admission.measure(work.engine.shape, cost, seconds * lanes)
 
 
 def _one_step(function: Callable[[], None]) -> Steps[None]:

@@ -39,6 +39,7 @@ class FakeBackend:
         self.one_at_a_time = False  # the gate closes behind each pass
         self.seen: list[list[tuple[int, ...]]] = []
         self.stops: list[Stop] = []  # of each pass
+        self.alone: list[bool] = []  # of each pass: whether it may use every core
         self.on_pass = on_pass
         self.memory = 1_000_000  # tokens of a pass for which there is memory
         self._began = threading.Semaphore(0)
@@ -50,6 +51,7 @@ class FakeBackend:
         ]
         self.seen.append(texts)
         self.stops.append(stop or Stop())
+        self.alone.append(alone)
         self._began.release()
         assert self.gate.wait(SECONDS), "nobody opened the gate"
         if self.one_at_a_time:
@@ -805,6 +807,42 @@ class TestLongPasses:
             bench.backend.gate.set()
             assert await rows_of(short) == [[9, 9, 2]]
             assert await rows_of(long) == [[i, i, length] for i in range(1, lanes + 2)]
+            bench.worker.close()
+
+        run(test)
+
+    def test_long_texts_use_every_core_where_only_one_runs(self) -> None:
+        """Two lanes: the kept one would idle; a query still begins at once, beside the long."""
+
+        async def test() -> None:
+            bench = Bench(2, tokens_per_pass=8)
+            length = 8 * LONG_PASS_BUDGETS + 1
+            bench.backend.gate.clear()
+            long = bench.submit([1] * length, [2] * length)
+            await bench.backend.passes(1)
+            query = bench.submit([9, 9])
+            await bench.backend.passes(1)
+            assert bench.backend.alone == [True, False]
+            bench.backend.gate.set()
+            await rows_of(query)
+            await rows_of(long)
+            assert bench.backend.alone[2]  # nothing else waits any more
+            bench.worker.close()
+
+        run(test)
+
+    def test_long_texts_share_the_cores_of_more_lanes(self) -> None:
+        """Four lanes: three run long texts, with one core each."""
+
+        async def test() -> None:
+            bench = Bench(4, tokens_per_pass=8)
+            length = 8 * LONG_PASS_BUDGETS + 1
+            bench.backend.gate.clear()
+            long = bench.submit(*[[i] * length for i in range(1, 5)])
+            await bench.backend.passes(3)
+            assert bench.backend.alone == [False] * 3
+            bench.backend.gate.set()
+            await rows_of(long)
             bench.worker.close()
 
         run(test)
