@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from embedserve.batching import PATIENCE, Shape
@@ -14,6 +14,8 @@ _RATE_WEIGHT = 0.05
 # How fast what passes is learned: at once when it is more, slowly when it is less, so that the
 # prediction holds for nearly all and not for half.
 _MORE_WEIGHT, _LESS_WEIGHT = 0.2, 0.02
+# How fast the pace of slices is learned: sooner when they take longer, for the same reason.
+_SLOWER_WEIGHT, _FASTER_WEIGHT = 0.3, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,31 @@ class Ahead:
     def passing(self) -> float:
         """The most that may still come and pass it, as far as there was as much before."""
         return min(PATIENCE * self.cost, self.before)
+
+
+class Pace:
+    """Seconds that a unit of each kind of work takes, learned from its slices.
+
+    `first`: until something was measured. Owned by the event loop; has no clock.
+    """
+
+    def __init__(self, first: float, slice_seconds: float) -> None:
+        self._first = first
+        self._slice_seconds = slice_seconds
+        self._paces: dict[Hashable, float] = {}
+
+    def learn(self, kind: Hashable, units: int, seconds: float) -> None:
+        """Learn from one slice; a short one says little."""
+        if units <= 0:
+            return
+        known = self._paces.get(kind, self._first)
+        more = seconds / units - known
+        weight = _SLOWER_WEIGHT if more > 0 else _FASTER_WEIGHT
+        self._paces[kind] = known + weight * min(1.0, seconds / self._slice_seconds) * more
+
+    def seconds(self, work: Mapping[Hashable, int]) -> float:
+        """Seconds for so many units of each kind."""
+        return sum(units * self._paces.get(kind, self._first) for kind, units in work.items())
 
 
 class Admission:

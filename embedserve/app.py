@@ -19,10 +19,11 @@ from embedserve.frame import framed
 from embedserve.intake import Intake
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
-from embedserve.pending import Pending, Share
+from embedserve.pending import Pending
 from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry, describe, register_metrics
 from embedserve.settings import Settings
+from embedserve.tokenize import Tokenize
 from embedserve.worker import Worker
 
 # A pass that nobody waits for is stopped between two operators: tens of milliseconds.
@@ -71,18 +72,8 @@ class Service:
         self.embeddings = Embeddings(
             settings, registry, self.worker, self.metrics, self.pending, self.intake
         )
+        self.tokenize = Tokenize(settings, registry, self.worker, self.pending, self.intake)
         register_metrics(registry, self.worker, self.metrics)
-
-    async def create_tokens(self, request: Request) -> Response:
-        headers = body.headers(request.scope)
-        share = Share(self.pending)
-        try:
-            wanted = await self.intake.take(request.receive, headers, share, schemas.parse_tokenize)
-            model, wanted = self.registry.resolve(wanted)
-            tokens = await self.worker.encode(lambda: model.tokens(wanted))
-        finally:
-            share.release()
-        return _json(schemas.render_tokens(wanted.model or model.name, tokens))
 
     async def list_models(self, request: Request) -> Response:
         return _json(schemas.render({"object": "list", "data": self.registry.names()}))
@@ -153,7 +144,7 @@ def routes(service: Service) -> list[Route]:
         Route("/openai/v1/models", service.list_models_openai),
         Route("/v1/models/{name}", service.get_model),
         Route("/openai/v1/models/{name}", service.get_model),
-        Route("/v1/tokenize", service.create_tokens, methods=["POST"]),
+        Route("/v1/tokenize", service.tokenize, methods=["POST"]),
         Route("/metrics", service.get_metrics),
         Route("/livez", service.live),
         Route("/readyz", service.ready),

@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Iterator
 
 from starlette.types import Receive, Scope, Send
 
-from embedserve import __version__, body, schemas
+from embedserve import __version__, answers, body, schemas
+from embedserve.answers import Parts, RawHeaders
 from embedserve.body import Headers
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.intake import Intake
 from embedserve.metrics import Metrics
 from embedserve.models import Embedded, Model
 from embedserve.pending import Pending, Share, answer_bytes
+from embedserve.presence import Presence
 from embedserve.registry import ModelRegistry
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.settings import Settings
+from embedserve.slicer import Step, Steps, Task
 from embedserve.worker import Worker
 
-HELD_BYTES = 16_384  # what may wait in the transport and not be counted: footprint._CONNECTION
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
 RENDER_ON_LOOP = 24 * 384
 # At most this many bytes of indexes in X-Truncated-Inputs; usage.truncated has them all.
 MAX_HEADER = 512
-
-RawHeaders = list[tuple[bytes, bytes]]
 
 
 class Embeddings:
@@ -63,13 +64,21 @@ class Embeddings:
             series = self._metrics.of(model.name)
             series.requests_in_flight.inc()
             share.add(wanted.count * answer_bytes(model.manifest.dimension))
-            embedded = await self._embed(receive, headers, model, wanted)
-            _note(scope, model, embedded)
-            series.texts.inc(len(embedded.rows))
-            if embedded.truncated:
-                series.truncated_texts.inc(len(embedded.truncated))
-            series.tokenization_duration.observe(embedded.tokenize)
-            await self._answer(send, headers, model, wanted, embedded)
+            _check_fingerprint(headers, model)
+            presence = present(receive, headers, self._settings)
+            try:
+                embedded = await model.embed(
+                    wanted, self._worker, self._settings.max_request_tokens, presence, share.add
+                )
+                _note(scope, model, embedded)
+                series.texts.inc(len(embedded.rows))
+                if embedded.truncated:
+                    series.truncated_texts.inc(len(embedded.truncated))
+                series.tokenization_duration.observe(embedded.tokenize)
+                answer, parts = await self._render(headers, model, wanted, embedded, presence)
+            finally:
+                presence.end()
+            await answers.send(send, answer, parts)
             outcome = "ok"
         except (RequestError, ClientLeftError) as error:
             outcome = error.code if isinstance(error, RequestError) else "cancelled"
@@ -86,55 +95,35 @@ class Embeddings:
                 series.requests_in_flight.dec()
                 series.request_duration.observe(time.perf_counter() - start)
 
-    async def _embed(
-        self, receive: Receive, headers: Headers, model: Model, wanted: EmbeddingsRequest
-    ) -> Embedded:
-        _check_fingerprint(headers, model)
-        timeout = body.deadline(headers, self._settings.request_timeout)
-        return await model.embed(
-            wanted,
-            self._worker,
-            self._settings.max_request_tokens,
-            functools.partial(_disconnect, receive),
-            asyncio.get_running_loop().time() + timeout,
-        )
-
-    async def _answer(
+    async def _render(
         self,
-        send: Send,
         headers: Headers,
         model: Model,
         wanted: EmbeddingsRequest,
         embedded: Embedded,
-    ) -> None:
+        presence: Presence,
+    ) -> tuple[RawHeaders, Parts]:
         timed = self._settings.server_timing
         answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
-        content: bytes | memoryview
         if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM:
             n, dim = embedded.rows.shape
             answer.append((b"content-type", schemas.OCTET_STREAM))
             answer.append((b"x-embedding-shape", b"%d,%d" % (n, dim)))
             answer.append((b"x-embedding-dtype", b"float32"))
-            content = schemas.render_octets(embedded.rows)
-        else:
-            answer.append((b"content-type", b"application/json"))
-            render = functools.partial(
-                schemas.render_embeddings,
-                wanted.model or model.name,
-                embedded.rows,
-                embedded.tokens,
-                embedded.truncated,
-                wanted.encoding_format,
-            )
-            on_loop = embedded.rows.size <= RENDER_ON_LOOP
-            content = render() if on_loop else await self._worker.render(render)
-        answer.append((b"content-length", b"%d" % len(content)))
-        await send({"type": "http.response.start", "status": 200, "headers": answer})
-        if len(content) > HELD_BYTES:
-            # What a client does not take is held: the next call waits until it is nearly gone.
-            await send({"type": "http.response.body", "body": content, "more_body": True})
-            content = b""
-        await send({"type": "http.response.body", "body": content})
+            return answer, [schemas.render_octets(embedded.rows)]
+        answer.append((b"content-type", b"application/json"))
+        rows = embedded.rows
+        parts = schemas.embeddings_parts(
+            wanted.model or model.name,
+            rows,
+            embedded.tokens,
+            embedded.truncated,
+            wanted.encoding_format,
+        )
+        if rows.size <= RENDER_ON_LOOP:
+            return answer, list(parts)
+        task = Task(None, rows.size, _steps(parts))
+        return answer, await presence.wait(self._worker.render(task))
 
 
 def _check_fingerprint(headers: Headers, model: Model) -> None:
@@ -147,6 +136,22 @@ def _check_fingerprint(headers: Headers, model: Model) -> None:
             f"X-Expect-Fingerprint is {text!r}; {model.name} has {found}",
             "x-expect-fingerprint",
         )
+
+
+def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
+    """Render an answer's parts; their bytes were counted before."""
+    rendered = []
+    for part in parts:
+        rendered.append(part)
+        yield Step(schemas.STEP_COMPONENTS)
+    return rendered
+
+
+def present(receive: Receive, headers: Headers, settings: Settings) -> Presence:
+    """Watch a client whose body was read, within the deadline that it asks for."""
+    timeout = body.deadline(headers, settings.request_timeout)
+    left = functools.partial(_disconnect, receive)
+    return Presence(left, asyncio.get_running_loop().time() + timeout)
 
 
 async def _disconnect(receive: Receive) -> None:

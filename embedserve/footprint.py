@@ -20,7 +20,7 @@ from embedserve.tokenization import (
     CHARACTERS_PER_TOKEN,
     ENCODED_BYTES,
     MOST_CHARACTERS,
-    SLICE_CHARACTERS,
+    STEP_CHARACTERS,
 )
 
 # Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
@@ -153,7 +153,7 @@ def _tokenizing(limits: Limits) -> int:
     """One slice at a time, and a slice ends with the text that fills it."""
     longest = max(manifest.max_tokens for manifest in limits.manifests)
     text = min(longest * CHARACTERS_PER_TOKEN, MOST_CHARACTERS, limits.settings.max_body_bytes)
-    return ENCODED_BYTES * (SLICE_CHARACTERS + text)
+    return ENCODED_BYTES * (STEP_CHARACTERS + text)
 
 
 CONSUMERS: tuple[Consumer, ...] = (
@@ -198,7 +198,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "connections",
-        "40 KB for each that may be open; an idle one holds 4",
+        "80 KB for each that may be open; an idle one holds 4",
         "`max_connections`",
         lambda limits: limits.settings.max_connections * _CONNECTION,
         ("protocol.Protocol.pipeline",),

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 P = TypeVar("P")
 R = TypeVar("R")
-THREADS = "inference_"  # their names begin with it
+# Names of threads begin with these; the last two are those of Slicers.
+THREADS, TOKENIZER, RENDERER = "inference_", "tokenizer_", "renderer_"
 
 
 class Stop:
@@ -44,14 +45,20 @@ class Lanes(Generic[P, R]):
     of lanes that take turns). `run` must not raise. `start` is the event loop's.
     """
 
-    def __init__(self, count: int, run: Callable[[P], R], done: Callable[[P, R], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        run: Callable[[P], R],
+        done: Callable[[P, R], None],
+        name: str = THREADS,
+    ) -> None:
         self._run, self._done = run, done
         self._lanes: list[SimpleQueue[tuple[asyncio.AbstractEventLoop, P] | None]] = [
             SimpleQueue() for _ in range(count)
         ]
         self._free = [*self._lanes]
         self._threads = [
-            threading.Thread(target=self._serve, args=(lane,), name=f"{THREADS}{i}", daemon=True)
+            threading.Thread(target=self._serve, args=(lane,), name=f"{name}{i}", daemon=True)
             for i, lane in enumerate(self._lanes)
         ]
         for thread in self._threads:

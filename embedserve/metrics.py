@@ -68,7 +68,7 @@ METRICS: tuple[Row, ...] = (
     Row(Histogram, "padding_ratio", "Padding / tokens of a pass.", ("model",), _RATIOS),
     Row(Gauge, "queue_depth", "Sequences that wait."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
-    Row(Gauge, "predicted_wait_seconds", "Until what waits now is done.", ()),
+    Row(Gauge, "predicted_wait_seconds", "Until what waits now is tokenized and run.", ()),
     Row(Gauge, "max_wait_seconds", "Predicted wait past which requests get 429.", ()),
     Row(Gauge, "pending_bytes", "What requests in flight hold.", ()),
     Row(Gauge, "max_pending_bytes", "What they may hold, past which a new one gets 429.", ()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from embedserve import finishing
@@ -17,8 +17,16 @@ from embedserve.errors import RequestError
 from embedserve.flight import Job
 from embedserve.pooling import Floats
 from embedserve.presence import Presence
-from embedserve.schemas import EmbeddingsRequest
-from embedserve.tokenization import SLICE_CHARACTERS, Encoded, Tokenizer, Tokens
+from embedserve.schemas import EmbeddingsRequest, render_tokens
+from embedserve.slicer import Step, Steps, Task
+from embedserve.tokenization import (
+    STEP_CHARACTERS,
+    Encoded,
+    Tokenizer,
+    check_tokens,
+    cost,
+    slices,
+)
 from embedserve.worker import Engine, Worker
 
 # sentence-transformers' encode_query and encode_document look for these prompts, in this order.
@@ -82,31 +90,20 @@ class Model:
         request: EmbeddingsRequest,
         worker: Worker,
         max_tokens: int,
-        left: Callable[[], Coroutine[None, None, None]],
-        deadline: float,
+        presence: Presence,
+        hold: Callable[[int], None],
     ) -> Embedded:
         """Tokenize, queue, wait for the rows, cut to `dimensions`; RequestError when refused.
 
-        `left` returns when the client has gone: ClientLeftError is raised. `deadline` is a time of
-        the loop's clock: then 504. Either way what still waits of the request is never computed.
+        When nobody waits any more, as `presence` says, what is left of it is never computed.
+        `hold` is told of the bytes that tokenizing keeps.
         """
         start = time.perf_counter()
         self.check_dimensions(request.dimensions)
-        presence = Presence(left, deadline)
-        try:
-            encoded = await self._encode(request, worker, presence)
-            if encoded.tokens > max_tokens:
-                raise RequestError(
-                    "too_many_tokens",
-                    f"input has {encoded.tokens} tokens; at most {max_tokens} are accepted in one "
-                    "request",
-                    "input",
-                )
-            tokenized = time.perf_counter()
-            job = worker.submit(self.engine, encoded.sequences, presence.left())
-            rows = await _rows(job, worker, presence)
-        finally:
-            presence.end()
+        encoded = await self._encode(request, worker, max_tokens, presence, hold, start)
+        tokenized = time.perf_counter()
+        job = worker.submit(self.engine, encoded.sequences, presence.left())
+        rows = await _rows(job, worker, presence)
         if request.dimensions not in (None, self.manifest.dimension):
             rows = finishing.truncate(rows, request.dimensions)
         assert job.started is not None
@@ -122,13 +119,38 @@ class Model:
             submitted=job.submitted,
         )
 
-    def tokens(self, request: EmbeddingsRequest) -> list[Tokens]:
-        """What the model sees of each text; in a thread."""
-        if request.texts is None:
+    async def show_tokens(
+        self,
+        request: EmbeddingsRequest,
+        worker: Worker,
+        max_tokens: int,
+        presence: Presence,
+        hold: Callable[[int], None],
+    ) -> list[bytes]:
+        """What the model sees of each text, rendered, in parts; as `embed` for the rest."""
+        texts = request.texts
+        if texts is None:
             raise RequestError(
                 "invalid_type", "input holds token ids; strings are accepted", "input"
             )
-        return self.tokenizer.tokens(request.texts, self.prompt(request), request.truncate)
+        prompt = self.prompt(request)
+        steps = self._token_steps(texts, prompt, request, max_tokens)
+        task = Task(self.name, cost(texts, prompt), steps)
+        return await presence.wait(worker.encode(task, presence.left(), hold, then_runs=False))
+
+    def _token_steps(
+        self, texts: list[str], prompt: str, request: EmbeddingsRequest, max_tokens: int
+    ) -> Steps[list[bytes]]:
+        """Tokenize and render part by part: a token as JSON is a tenth of its objects."""
+        parts = []
+        tokens = 0
+        for first, part in slices(texts, prompt, STEP_CHARACTERS):
+            shown = self.tokenizer.tokens(part, prompt, request.truncate, first)
+            tokens += sum(len(text.ids) for text in shown)
+            check_tokens(tokens, max_tokens)
+            parts.append(render_tokens(shown, first))
+            yield Step(cost(part, prompt), len(parts[-1]))
+        return parts
 
     def prompt(self, request: EmbeddingsRequest) -> str:
         """Return the text put before each input: none unless asked for or the model's default."""
@@ -147,26 +169,32 @@ class Model:
         return prompts[wanted]
 
     async def _encode(
-        self, request: EmbeddingsRequest, worker: Worker, presence: Presence
+        self,
+        request: EmbeddingsRequest,
+        worker: Worker,
+        max_tokens: int,
+        presence: Presence,
+        hold: Callable[[int], None],
+        start: float,
     ) -> Encoded:
-        """Tokenize in slices: others come between, and nothing more is done for who has left."""
+        """Tokenize, a few characters here and more in the worker's slices. `start`: the time."""
         if request.texts is None:
-            return await presence.wait(worker.encode(self._token_ids(request.token_ids or [])))
-        prompt, encode = self.prompt(request), self.tokenizer.encode
-        if sum(map(len, request.texts)) + len(prompt) * len(request.texts) <= FEW_CHARACTERS:
-            return encode(request.texts, prompt, request.truncate)
-        parts = []
-        for first, texts in slices(request.texts):
-            work = functools.partial(encode, texts, prompt, request.truncate, first)
-            parts.append(await presence.wait(worker.encode(work)))
-        if len(parts) == 1:
-            return parts[0]
-        return Encoded(
-            [ids for part in parts for ids in part.sequences],
-            [total for part in parts for total in part.totals],
-        )
+            self._check_token_ids_accepted()
+            ids = request.token_ids or []
+            task = Task(self.name, cost(ids, ""), self.tokenizer.checking(ids, max_tokens))
+        else:
+            texts, prompt = request.texts, self.prompt(request)
+            units = cost(texts, prompt)
+            if units <= FEW_CHARACTERS and worker.on_loop.is_left(start):
+                encoded = self.tokenizer.encode(texts, prompt, request.truncate)
+                worker.on_loop.spend(time.perf_counter() - start)
+                check_tokens(encoded.tokens, max_tokens)
+                return encoded
+            steps = self.tokenizer.encoding(texts, prompt, request.truncate, max_tokens)
+            task = Task(self.name, units, steps)
+        return await presence.wait(worker.encode(task, presence.left(), hold))
 
-    def _token_ids(self, ids: list[list[int]]) -> Callable[[], Encoded]:
+    def _check_token_ids_accepted(self) -> None:
         if not self.spec.accept_token_ids:
             raise RequestError(
                 "token_ids_not_accepted",
@@ -174,7 +202,6 @@ class Model:
                 "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
                 "input",
             )
-        return lambda: self.tokenizer.check_token_ids(ids)
 
     def check_dimensions(self, dimensions: int | None) -> None:
         """RequestError where vectors of that many components are not this model's."""
@@ -207,15 +234,3 @@ async def _rows(job: Job, worker: Worker, presence: Presence) -> Floats:
     finally:
         if not job.future.done():
             worker.cancel(job)
-
-
-def slices(texts: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Cut a request into parts of about SLICE_CHARACTERS, each with its first text's index."""
-    first = size = 0
-    for i, text in enumerate(texts):
-        size += len(text)
-        if size >= SLICE_CHARACTERS:
-            yield first, texts[first : i + 1]
-            first, size = i + 1, 0
-    if first < len(texts):
-        yield first, texts[first:]

@@ -31,10 +31,10 @@ from embedserve.framing import (
     too_large,
     unparsable,
 )
+from embedserve.loop_turns import LoopTurns
 from embedserve.metrics import Metrics
 from embedserve.readiness import Readiness
 from embedserve.transport import LARGE, SMALL, Buffered, Buffers, Lingering
-from embedserve.turns import Turns
 
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
@@ -78,7 +78,7 @@ class Shared:
     ids: Iterator[str]
     buffers: Buffers
     departures: Departures
-    turns: Turns
+    turns: LoopTurns
     lingering: int = 0  # connections that are only read to be dropped
 
 
@@ -466,7 +466,7 @@ def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics)
         ids=request_ids(),
         buffers=Buffers(),
         departures=Departures(),
-        turns=Turns(),
+        turns=LoopTurns(),
     )
 
     def make_buffered(*arguments: Any, **options: Any) -> Buffered:

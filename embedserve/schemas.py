@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +19,9 @@ from embedserve.tokenization import Tokens, Truncate
 _PARSED = 6  # bytes that parsing takes for each of a body
 _DIGITS = 13  # bytes of a component as JSON, at most
 _INTEGER_BYTES, _LIST_BYTES = 48, 64  # an integer in its list, and a list beside its integers
+_TOKEN = 256  # bytes of a token, its id and text as JSON, with what orjson takes to grow
+# Components that are rendered in one step: below a millisecond, 100 KB.
+STEP_COMPONENTS = 8_192
 
 OCTET_STREAM = b"application/octet-stream"
 
@@ -102,46 +104,60 @@ def render_embeddings(
     truncated: Sequence[int],
     encoding_format: EncodingFormat,
 ) -> bytes:
-    """Render rows (n, dim) as the answer's JSON.
+    """Render rows (n, dim) as the answer's JSON, as `embeddings_parts` does, in one go."""
+    return b"".join(embeddings_parts(model, rows, tokens, truncated, encoding_format))
+
+
+def embeddings_parts(
+    model: str,
+    rows: Floats,
+    tokens: int,
+    truncated: Sequence[int],
+    encoding_format: EncodingFormat,
+) -> Iterator[bytes]:
+    """Render rows (n, dim) as the answer's JSON, in parts of below a millisecond.
 
     Floats are the shortest decimals that give back the same float32; base64 is of little-endian
     float32.
     """
-    dims = rows.shape[1]
     usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
     if truncated:
         usage["truncated"] = list(truncated)
     tail: dict[str, Any] = {"model": model, "usage": usage}
-    if encoding_format == "base64":
-        texts = [pybase64.b64encode(row) for row in np.ascontiguousarray(rows, "<f4")]
-        return _base64_answer(texts, dims, tail)
-    return _float_answer(rows, dims, tail)
+    rows = np.ascontiguousarray(rows, "<f4")
+    n, dims = rows.shape
+    end = b"]," + orjson.dumps(tail)[1:]
+    render = _base64_objects if encoding_format == "base64" else _float_objects
+    step = max(1, STEP_COMPONENTS // dims)
+    for first in range(0, n, step):
+        part = render(rows[first : first + step], first)
+        part[0] = b",{" if first else b'{"object":"list","data":[{'
+        if first + step >= n:
+            part.append(end)
+        yield b"".join(part)
 
 
-def _float_answer(rows: Floats, dims: int, tail: Mapping[str, Any]) -> bytes:
-    """Render row by row: growing a buffer to megabytes, orjson must not find no memory."""
-    room.check(2 * _DIGITS * rows.size)
-    answer = io.BytesIO()
-    answer.write(b'{"object":"list","data":[')
-    opening = b'{"object":"embedding","index":%%d,"dims":%d,"embedding":' % dims
-    for i, row in enumerate(np.ascontiguousarray(rows)):
-        answer.write(opening % i)
-        answer.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
-        answer.write(b"},")
-    answer.seek(-1, io.SEEK_CUR)  # the last comma
-    answer.write(b"]," + orjson.dumps(tail)[1:])
-    return answer.getvalue()
+def _float_objects(rows: Floats, first: int) -> list[bytes]:
+    """The objects of rows, in pieces; the first piece is the brace that opens the first object."""
+    opening = b'"object":"embedding","index":%%d,"dims":%d,"embedding":' % rows.shape[1]
+    pieces: list[bytes] = []
+    for i, row in enumerate(rows, first):
+        pieces += (
+            b",{",
+            opening % i,
+            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY),
+            b"}",
+        )
+    return pieces
 
 
-def _base64_answer(texts: Sequence[bytes], dims: int, tail: Mapping[str, Any]) -> bytes:
-    """Put megabytes of base64 between their braces without another look at each character."""
-    opening = b'"},{"object":"embedding","index":%%d,"dims":%d,"embedding":"' % dims
-    parts = [b""] * (2 * len(texts) + 1)
-    parts[0:-1:2] = [opening % i for i in range(len(texts))]
-    parts[1::2] = texts
-    parts[0] = b'{"object":"list","data":[' + parts[0][len(b'"},') :]
-    parts[-1] = b'"}],' + orjson.dumps(tail)[1:]
-    return b"".join(parts)
+def _base64_objects(rows: Floats, first: int) -> list[bytes]:
+    """As `_float_objects`, with base64 of each row."""
+    opening = b'"object":"embedding","index":%%d,"dims":%d,"embedding":"' % rows.shape[1]
+    pieces: list[bytes] = []
+    for i, row in enumerate(rows, first):
+        pieces += (b",{", opening % i, pybase64.b64encode(row), b'"}')
+    return pieces
 
 
 def render_octets(rows: Floats) -> memoryview:
@@ -149,9 +165,13 @@ def render_octets(rows: Floats) -> memoryview:
     return np.ascontiguousarray(rows, "<f4").data.cast("B")
 
 
-def render_tokens(model: str, tokens: Sequence[Tokens]) -> bytes:
-    """Render what a model sees of each text."""
-    data = [
+def render_tokens(tokens: Sequence[Tokens], first: int) -> bytes:
+    """Render what a model sees of each text, as a part of an answer.
+
+    `first` is the first text's index in its request.
+    """
+    room.check(_TOKEN * sum(len(text.ids) for text in tokens))
+    objects = [
         {
             "object": "tokens",
             "index": i,
@@ -161,9 +181,16 @@ def render_tokens(model: str, tokens: Sequence[Tokens]) -> bytes:
             "total": text.total,
             "truncated": text.total > len(text.ids),
         }
-        for i, text in enumerate(tokens)
+        for i, text in enumerate(tokens, first)
     ]
-    return orjson.dumps({"object": "list", "data": data, "model": model})
+    return orjson.dumps(objects)[1:-1]
+
+
+def tokens_answer(model: str, parts: Iterable[bytes]) -> list[bytes]:
+    """The answer of POST tokenize around the parts of `render_tokens`."""
+    answer = [part for each in parts for part in (b",", each)]
+    answer[:1] = [b'{"object":"list","data":[']
+    return [*answer, b"]," + orjson.dumps({"model": model})[1:]]
 
 
 def named_model(body: Body) -> str | None:

@@ -101,8 +101,10 @@ def run(
     # libuv accepts one connection of a socket in each turn of the loop.
     more = [listener.dup() for _ in range(ACCEPTED - 1)]
     server.run(sockets=[listener, *more])
-    if any(thread.name.startswith(lanes.THREADS) for thread in threading.enumerate()):
-        # A lane that did not come back: onnxruntime's destructors would abort under it.
+    names = (lanes.THREADS, lanes.TOKENIZER, lanes.RENDERER)
+    if any(thread.name.startswith(names) for thread in threading.enumerate()):
+        # A lane that did not come back: onnxruntime's destructors would abort under it. Or a text
+        # that takes long to tokenize, which nothing ends: nobody waits for it.
         logging.shutdown()
         os._exit(0)
 

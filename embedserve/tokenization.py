@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import tokenizers
@@ -14,8 +14,10 @@ from embedserve import room
 from embedserve.artifact import TOKENIZER, Manifest
 from embedserve.errors import RequestError, StartupError
 from embedserve.pooling import Ints
+from embedserve.slicer import Step, Steps
 
 Truncate = Literal["error", "end", "start"]
+S = TypeVar("S", bound=Sized)
 
 # Truncation does not bound a tokenizer's work (1 M CJK characters: 3.7 s at a limit of 256
 # tokens), so characters are bounded first. No cut here: a text of very long words may still fit.
@@ -23,10 +25,17 @@ CHARACTERS_PER_TOKEN = 250
 # As many as a limit of 32,768 tokens takes, the largest of a model with attention: a model of
 # static embeddings has none.
 MOST_CHARACTERS = 32_768 * CHARACTERS_PER_TOKEN
+# Bulk jobs tokenize so many characters in one go: about 50 ms.
+SLICE_CHARACTERS = 100_000
+# A step of the server's: at most 40 ms, where each character costs the most (Greek in words of 99
+# letters, 9.5 us; English 0.7). A longer text is a step of its own.
+STEP_CHARACTERS = 4_000
+# Each text costs as much as so many characters more.
+_TEXT_CHARACTERS = 16
+# What an array of ids takes beside its ids.
+_ARRAY_BYTES = 112
 # What tokenizing takes for each character, at most (CJK, a token each): 110 bytes.
 ENCODED_BYTES = 128
-# What the tokenizer's thread does in one go: about 50 ms.
-SLICE_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,16 @@ class Encoded:
     def tokens(self) -> int:
         """How many tokens the model will run."""
         return sum(len(ids) for ids in self.sequences)
+
+    def extend(self, part: Encoded) -> None:
+        """Add the texts that follow."""
+        self.sequences.extend(part.sequences)
+        self.totals.extend(part.totals)
+
+    @property
+    def bytes(self) -> int:
+        """What the ids take."""
+        return sum(ids.nbytes + _ARRAY_BYTES for ids in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +125,46 @@ class Tokenizer:
             sequences[i] = self._cut(sequences[i], truncate)
         return Encoded(sequences, totals)
 
+    def encoding(
+        self, texts: list[str], prompt: str, truncate: Truncate, most: int
+    ) -> Steps[Encoded]:
+        """Do as `encode` does, in steps; RequestError as soon as there are `most` tokens."""
+        whole = Encoded([], [])
+        tokens = 0
+        for first, part in slices(texts, prompt, STEP_CHARACTERS):
+            encoded = self.encode(part, prompt, truncate, first)
+            tokens += encoded.tokens
+            check_tokens(tokens, most)
+            whole.extend(encoded)
+            yield Step(cost(part, prompt), encoded.bytes)
+        return whole
+
+    def checking(self, sequences: list[list[int]], most: int) -> Steps[Encoded]:
+        """Do as `check_token_ids` does, in steps; RequestError as soon as there are `most` ids."""
+        whole = Encoded([], [])
+        tokens = 0
+        for first, part in slices(sequences, "", STEP_CHARACTERS):
+            encoded = self.check_token_ids(part, first)
+            tokens += encoded.tokens
+            check_tokens(tokens, most)
+            whole.extend(encoded)
+            yield Step(cost(part, ""), encoded.bytes)
+        return whole
+
     def tokens(
-        self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end"
+        self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end", first: int = 0
     ) -> list[Tokens]:
         """Tokenize as `encode` does, and show the tokens."""
-        encoded = self.encode(texts, prompt, truncate)
+        encoded = self.encode(texts, prompt, truncate, first)
         shown = []
         for ids, total in zip(encoded.sequences, encoded.totals, strict=True):
             names = [self._tokenizer.id_to_token(token) or "" for token in ids.tolist()]
             shown.append(Tokens(ids.tolist(), names, total))
         return shown
 
-    def check_token_ids(self, sequences: Sequence[Sequence[int]]) -> Encoded:
+    def check_token_ids(self, sequences: Sequence[Sequence[int]], first: int = 0) -> Encoded:
         """Take the model's own token ids, as a client may send them where that is allowed."""
-        for i, ids in enumerate(sequences):
+        for i, ids in enumerate(sequences, first):
             if len(ids) > self.max_tokens:
                 raise RequestError(
                     "context_length_exceeded",
@@ -176,3 +221,37 @@ class Tokenizer:
         words = ("a b", *self._tokenizer.get_vocab(with_added_tokens=False))
         encode = self._tokenizer.encode
         return next((w for w in words if encode(w, add_special_tokens=False).ids), "a b")
+
+
+def slices(texts: list[S], prompt: str, most: int) -> Iterator[tuple[int, list[S]]]:
+    """Cut texts, or lists of token ids, into parts that cost `most`, or of one that costs more.
+
+    Each comes with its first text's index.
+    """
+    each = len(prompt) + _TEXT_CHARACTERS
+    first = size = 0
+    for i, text in enumerate(texts):
+        size += len(text) + each
+        if size > most and i > first:
+            yield first, texts[first:i]
+            first, size = i, len(text) + each
+    if first < len(texts):
+        yield first, texts[first:]
+
+
+def cost(texts: Sequence[Sized], prompt: str) -> int:
+    """Units of work to tokenize texts: their characters, and what each text takes beside them.
+
+    As much for lists of token ids, a unit an id.
+    """
+    return sum(map(len, texts)) + (len(prompt) + _TEXT_CHARACTERS) * len(texts)
+
+
+def check_tokens(tokens: int, most: int) -> None:
+    """RequestError where a request has more tokens than are accepted in one."""
+    if tokens > most:
+        raise RequestError(
+            "too_many_tokens",
+            f"input has more than {most} tokens; at most {most} are accepted in one request",
+            "input",
+        )

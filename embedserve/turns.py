@@ -1,32 +1,110 @@
-"""Whose turn it is: connections with more to do than others, a few in each turn of the loop."""
+"""In which order work that is done in slices goes on: Turns; pure.
+
+The rule is that of passes (batching.py): the key of a request's work is the work done when it came
+plus PATIENCE times its own. The smallest key has the next slice, so small work passes large work
+until PATIENCE times the larger one has gone by; from then on nothing newer passes it.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable
+import heapq
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import NamedTuple
 
-EACH = 16  # of a fraction of a millisecond each
+from embedserve.batching import PATIENCE
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One request's work that waits: its kind, and how many units are left of it."""
+
+    kind: Hashable
+    left: int
+    place: int  # its key
+    waiting: bool = True
+
+
+class _Waiting(NamedTuple):
+    place: int
+    number: int
+    turn: Turn
 
 
 class Turns:
-    """What waits for a later turn of the loop, first come first served. Owned by the event loop.
+    """The work that waits, in whole units. Owned by the event loop; not thread-safe; no clock.
 
-    However many connections send without end, a turn stays short: others are accepted, read and
-    answered between them.
+    `grain`: how exactly, in units, the work before a request is known.
     """
 
-    def __init__(self) -> None:
-        self._waiting: deque[Callable[[], object]] = deque()
+    def __init__(self, grain: int) -> None:
+        self.done = 0  # the units done so far
+        self._grain = grain
+        self._number = 0
+        self._count = 0
+        self._heap: list[_Waiting] = []
+        # What is left by place, in grains, and kind.
+        self._places: dict[int, dict[Hashable, int]] = {}
 
-    def wait(self, call: Callable[[], object]) -> None:
-        """Call `call` in a later turn."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._serve)
-        self._waiting.append(call)
+    def __len__(self) -> int:
+        return self._count
 
-    def _serve(self) -> None:
-        for _ in range(min(EACH, len(self._waiting))):
-            self._waiting.popleft()()
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._serve)
+    def put(self, kind: Hashable, cost: int) -> Turn:
+        """Add work of `cost` units, 1 or more."""
+        turn = Turn(kind, cost, self.done + PATIENCE * cost)
+        self._number += 1
+        self._count += 1
+        heapq.heappush(self._heap, _Waiting(turn.place, self._number, turn))
+        self._add(turn, cost)
+        return turn
+
+    def first(self) -> Turn | None:
+        """The work that has the next slice; it stays where it is."""
+        while self._heap and not self._heap[0].turn.waiting:
+            heapq.heappop(self._heap)
+        return self._heap[0].turn if self._heap else None
+
+    def advance(self, turn: Turn, units: int) -> None:
+        """Count a slice of `units` as done, also of work that has left."""
+        self.done += units
+        if turn.waiting:
+            units = min(units, turn.left)
+            turn.left -= units
+            self._add(turn, -units)
+
+    def leave(self, turn: Turn) -> None:
+        """Forget work that is done, or that nobody waits for; twice is once."""
+        if not turn.waiting:
+            return
+        turn.waiting = False
+        self._count -= 1
+        self._add(turn, -turn.left)
+        if len(self._heap) > 4 * self._count + 64:  # most of it has left: memory stays bounded
+            self._heap = [waiting for waiting in self._heap if waiting.turn.waiting]
+            heapq.heapify(self._heap)
+
+    def before(self, cost: int) -> dict[Hashable, int]:
+        """Units of each kind that go before work of `cost` units that came now; to one grain."""
+        return self._sum((self.done + PATIENCE * cost) // self._grain)
+
+    def waiting(self) -> dict[Hashable, int]:
+        """Units of each kind that wait."""
+        return self._sum(None)
+
+    def _sum(self, last: int | None) -> dict[Hashable, int]:
+        found: dict[Hashable, int] = defaultdict(int)
+        for place, work in self._places.items():
+            if last is None or place <= last:
+                for kind, units in work.items():
+                    found[kind] += units
+        return found
+
+    def _add(self, turn: Turn, units: int) -> None:
+        place = turn.place // self._grain
+        work = self._places.setdefault(place, {})
+        work[turn.kind] = work.get(turn.kind, 0) + units
+        if not work[turn.kind]:
+            del work[turn.kind]
+        if not work:
+            del self._places[place]

@@ -7,26 +7,32 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from embedserve.admission import Admission, Ahead
+from embedserve.admission import Admission, Ahead, Pace
+from embedserve.allowance import Allowance
 from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
 from embedserve.cache import Key, VectorCache
 from embedserve.errors import RequestError
 from embedserve.flight import Flight, Job, is_wanted
-from embedserve.lanes import Lanes, Stop
+from embedserve.lanes import RENDERER, TOKENIZER, Lanes, Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
+from embedserve.slicer import SLICE_SECONDS, Slicer, Step, Steps, Task
 
 log = logging.getLogger(__name__)
 # For so long a prediction holds for whoever comes.
 DOOR_SECONDS = 0.005
 # For so long passes stay small after one found no memory.
 SHRUNK_SECONDS = 60.0
+# Before anything was measured: seconds to tokenize a character (English takes 0.7 us, the worst
+# 9.5), and to render a component (JSON).
+TOKENIZER_PACE, RENDERER_PACE = 1e-6, 8e-8
+# How exactly what goes before is known, in characters and components: about a slice.
+TOKENIZER_GRAIN, RENDERER_GRAIN = 50_000, 500_000
 T = TypeVar("T")
 
 
@@ -77,7 +83,7 @@ class _Done:
 
 
 class Worker:
-    """Passes over lanes (inference threads), a tokenizer thread and one for big answers.
+    """Passes over lanes (inference threads), a tokenizer's thread and one for big answers.
 
     Owned by the event loop; not thread-safe. Threads receive arrays and return arrays.
     """
@@ -93,6 +99,7 @@ class Worker:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.queue = BatchQueue(tokens_per_pass)
+        self.on_loop = Allowance()  # for tokenizing a few characters without a thread
         self._engines = {engine.shape: engine for engine in engines.values()}
         self._count = lanes
         self._metrics = {e.shape: metrics.of(e.name) for e in engines.values()}
@@ -106,26 +113,38 @@ class Worker:
         self._door = (0.0, 0.0)  # until when, and the wait of the smallest request
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._lanes = Lanes(lanes, self._run, self._done)
-        self._tokenizer = ThreadPoolExecutor(1, "tokenizer")
-        self._renderer = ThreadPoolExecutor(1, "renderer")
-        # Their threads start with the first work they get: now, while there is memory for them.
-        for executor in (self._tokenizer, self._renderer):
-            executor.submit(int).result()
+        self._tokenizer = Slicer(TOKENIZER, TOKENIZER_GRAIN, Pace(TOKENIZER_PACE, SLICE_SECONDS))
+        self._renderer = Slicer(RENDERER, RENDERER_GRAIN, Pace(RENDERER_PACE, SLICE_SECONDS))
 
-    def encode(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Run a tokenizer's function off the loop; cancelled before its turn, it never runs."""
-        self._check_open()
-        return asyncio.get_running_loop().run_in_executor(self._tokenizer, function)
+    def encode(
+        self,
+        task: Task[T],
+        most: float,
+        hold: Callable[[int], None],
+        then_runs: bool = True,
+    ) -> asyncio.Future[T]:
+        """Tokenize off the loop, in the request's turn; cancelled it ends with its step.
 
-    async def render(self, function: Callable[[], T]) -> T:
-        """Run the rendering of a big answer off the loop; it does not wait for tokenizing."""
+        429 where it would wait too long: for other tokenizing, and where it `then_runs` for a pass.
+        `most`: the seconds it gives itself. `hold` is told of the bytes that are kept.
+        """
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._renderer, function)
+        wait = self._tokenizer.wait_before(task.cost)
+        if wait:
+            if then_runs:
+                wait += self._admission.wait(self.queue.cost_before(1.0))
+            self._admission.check(wait, most)
+        return self._tokenizer.start(task, hold)
+
+    def render(self, task: Task[T]) -> asyncio.Future[T]:
+        """Render a big answer off the loop; it does not wait for tokenizing."""
+        self._check_open()
+        return self._renderer.start(task)
 
     def soon(self, function: Callable[[], None]) -> None:
         """Run something that nobody waits for, off the loop."""
         if not self._closed:
-            self._renderer.submit(function)
+            self._renderer.start(Task(None, 1, _one_step(function)))
 
     def check_door(self) -> None:
         """429 when even the smallest request would be refused: before its body is looked at."""
@@ -181,8 +200,12 @@ class Worker:
             self._forget_unwanted(job.entries)
 
     def predicted_wait(self) -> float:
-        """Seconds until what waits now is done; 0 while a model's rate is not known."""
-        return self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
+        """Seconds until what waits now is tokenized, and the passes are run that wait now.
+
+        A model counts once its rate is known.
+        """
+        passes = self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
+        return self._tokenizer.wait() + passes
 
     def longest_stop(self) -> float:
         """Seconds since the first pass that still runs was asked to end; 0 when there is none."""
@@ -199,8 +222,8 @@ class Worker:
             self._fail_readers(entry, lambda _: _draining())
         self._again.clear()
         self._lanes.close(grace)
-        self._renderer.shutdown(wait=False)
-        self._tokenizer.shutdown(wait=False, cancel_futures=True)
+        for slicer in (self._renderer, self._tokenizer):
+            slicer.close(SLICE_SECONDS)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -364,6 +387,11 @@ class Worker:
         seconds = self._clock() - work.began
         lanes = self._count if work.alone and work.is_long else 1
         self._admission.measure(work.engine.shape, cost, seconds * lanes)
+
+
+def _one_step(function: Callable[[], None]) -> Steps[None]:
+    function()
+    yield Step(1)
 
 
 def _draining() -> RequestError:

@@ -25,6 +25,7 @@ from embedserve.schemas import (
     render_error,
     render_octets,
     render_tokens,
+    tokens_answer,
 )
 from embedserve.tokenization import Tokens
 
@@ -538,7 +539,10 @@ class TestTokenize:
     def test_answer_by_hand(self) -> None:
         """A text that fits and one that is cut."""
         tokens = [Tokens([2, 3], ["[CLS]", "é"], 2), Tokens([2], ["[CLS]"], 9)]
-        assert json.loads(render_tokens("m", tokens)) == {
+        parts = [render_tokens([text], i) for i, text in enumerate(tokens)]
+        whole = tokens_answer("m", [render_tokens(tokens, 0)])
+        assert b"".join(whole) == b"".join(tokens_answer("m", parts)), "in one part or several"
+        assert json.loads(b"".join(whole)) == {
             "object": "list",
             "model": "m",
             "data": [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from asyncio import Future
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from embedserve.flight import Job
 from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
+from embedserve.slicer import Step, Steps, Task
 from embedserve.worker import SHRUNK_SECONDS, Engine, Worker
 
+T = TypeVar("T")
 SECONDS = 10  # what no test should take: a lost event fails instead of hanging
 NAN, ZERO, INFINITE, FAILS = 901, 902, 903, 904  # ids that spoil a vector or a pass
 
@@ -106,6 +109,16 @@ class Bench:
     def submit(self, *texts: list[int]) -> Job:
         """Queue one request of these texts."""
         return self.worker.submit(self.engine, [np.array(ids, np.int64) for ids in texts])
+
+    def encode(self, function: Callable[[], T], cost: int = 1, most: float = 1e9) -> Future[T]:
+        """Tokenize by calling a function, which takes the place of one step."""
+
+        def steps() -> Steps[T]:
+            result = function()
+            yield Step(cost)
+            return result
+
+        return self.worker.encode(Task("fake", cost, steps()), most, lambda held: None)
 
     async def block(self, length: int = 50) -> Job:
         """Occupy a lane until the gate is opened."""
@@ -235,13 +248,13 @@ class TestRows:
 
         async def test() -> None:
             bench = Bench()
-            assert await bench.worker.encode(threading.get_ident) != threading.get_ident()
+            assert await bench.encode(threading.get_ident) != threading.get_ident()
 
             def refuse() -> None:
                 raise RequestError("input_too_long", "too long", "input[0]")
 
-            with pytest.raises(RequestError):
-                await bench.worker.encode(refuse)
+            with pytest.raises(RequestError, match="too long"):
+                await bench.encode(refuse)
             bench.worker.close()
 
         run(test)
@@ -856,7 +869,7 @@ class TestClosing:
             before = set(threading.enumerate())
             bench = Bench(lanes=2)
             await rows_of(bench.submit([1]))
-            await bench.worker.encode(lambda: None)
+            await bench.encode(lambda: None)
             started = set(threading.enumerate()) - before
             assert started
             bench.worker.close()

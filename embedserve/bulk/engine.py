@@ -22,9 +22,9 @@ from embedserve.batching import Shape, pad
 from embedserve.bulk.chunks import Problem
 from embedserve.errors import RequestError
 from embedserve.lanes import THREADS, Stop
-from embedserve.models import Model, slices
+from embedserve.models import Model
 from embedserve.pooling import Floats, Ints
-from embedserve.tokenization import Truncate
+from embedserve.tokenization import SLICE_CHARACTERS, Truncate, slices
 
 # What a lane takes first.
 END, TOKENIZE, RUN = range(3)
@@ -103,7 +103,8 @@ class Engine:
         """Start a chunk; its future gives the vectors. None gets none."""
         work = Work(texts, np.full((len(texts), self._engine.dimension), np.nan, np.float32))
         places = [place for place, text in enumerate(texts) if text is not None]
-        parts = list(slices([text for text in texts if text is not None]))
+        asked = [text for text in texts if text is not None]
+        parts = list(slices(asked, self._how.prompt, SLICE_CHARACTERS))
         work.left = len(parts)
         if not parts:
             self._finish(work)

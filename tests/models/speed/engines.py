@@ -24,6 +24,7 @@ def server(directory: Path) -> Run:
     from embedserve.backend import PROVIDERS
     from embedserve.config import ModelSpec
     from embedserve.metrics import Metrics
+    from embedserve.presence import Presence
     from embedserve.registry import load_model
     from embedserve.schemas import EmbeddingsRequest
     from embedserve.worker import Worker
@@ -43,11 +44,17 @@ def server(directory: Path) -> Run:
     async def stays() -> None:
         await asyncio.Event().wait()
 
+    async def embed(request: EmbeddingsRequest) -> None:
+        presence = Presence(stays, loop.time() + 3600)
+        try:
+            await model.embed(request, worker, 10**9, presence, lambda _: None)
+        finally:
+            presence.end()
+
     def run(texts: list[str], _: int) -> float:
         request = EmbeddingsRequest(None, texts, None)
         start = time.perf_counter()
-        work = model.embed(request, worker, 10**9, stays, loop.time() + 3600)
-        loop.run_until_complete(work)
+        loop.run_until_complete(embed(request))
         return time.perf_counter() - start
 
     return run

@@ -1,0 +1,170 @@
+"""One thread that does work in slices, each request's in its turn: Slicer; the Task it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from embedserve.admission import Pace
+from embedserve.lanes import Lanes
+from embedserve.turns import Turn, Turns
+
+# After so many seconds of one request's work another has its turn.
+SLICE_SECONDS = 0.05
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """What was done between two moments at which a slice may end.
+
+    `cost`: units of work; `held`: bytes that are kept of it until the request is answered.
+    """
+
+    cost: int
+    held: int = 0
+
+
+Steps = Generator[Step, None, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[T]):
+    """Work in steps of a few milliseconds. `cost`: the units of all steps together.
+
+    `kind`: work of one kind takes about the same time a unit.
+    """
+
+    kind: Hashable
+    cost: int
+    steps: Steps[T]
+
+
+@dataclass(slots=True, eq=False)
+class _Started:
+    """A task that waits or runs, and who is told of it."""
+
+    task: Task[Any]
+    future: asyncio.Future[Any]
+    turn: Turn
+    hold: Callable[[int], None]
+    wanted: bool = True  # read by the thread between two steps
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What the thread gives back."""
+
+    cost: int = 0
+    held: int = 0
+    seconds: float = 0.0
+    ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Slicer:
+    """A thread and the work that waits for it. Owned by the event loop; not thread-safe.
+
+    `pace`: how many seconds a unit takes, learned from each slice.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        grain: int,
+        pace: Pace,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._turns = Turns(grain)
+        self._pace = pace
+        self._clock = clock
+        self._started: dict[Turn, _Started] = {}
+        self._is_free = True
+        self._closed = False
+        self._lane = Lanes(1, self._run, self._done, name)
+
+    def start(
+        self, task: Task[T], hold: Callable[[int], None] = lambda held: None
+    ) -> asyncio.Future[T]:
+        """Do a task in its turn. A future that is cancelled takes it out: at most its slice ends.
+
+        `hold` is called on the loop with the bytes that each slice keeps; what it raises ends the
+        task.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        started = _Started(task, future, self._turns.put(task.kind, max(1, task.cost)), hold)
+        self._started[started.turn] = started
+        future.add_done_callback(lambda _: self._forget(started))
+        self._pump()
+        return future
+
+    def wait_before(self, cost: int) -> float:
+        """Seconds that a task of `cost` units would wait for its first slice."""
+        return self._pace.seconds(self._turns.before(cost)) if self._turns else 0.0
+
+    def wait(self) -> float:
+        """Seconds until all that waits now is done."""
+        return self._pace.seconds(self._turns.waiting()) if self._turns else 0.0
+
+    def close(self, grace: float) -> None:
+        """Cancel all that waits; the thread ends with the step it does, waited for `grace` s."""
+        self._closed = True
+        for started in list(self._started.values()):
+            started.future.cancel()
+            self._forget(started)
+        self._lane.close(grace)
+
+    def _pump(self) -> None:
+        while self._is_free and not self._closed and (turn := self._turns.first()) is not None:
+            started = self._started[turn]
+            if started.future.done():
+                self._forget(started)
+                continue
+            self._is_free = False
+            self._lane.start(started)
+
+    def _run(self, started: _Started) -> _Slice:
+        """In the thread: steps until the slice is over."""
+        done = _Slice()
+        start = self._clock()
+        try:
+            while started.wanted and done.seconds < SLICE_SECONDS:
+                step = next(started.task.steps)
+                done.cost += step.cost
+                done.held += step.held
+                done.seconds = self._clock() - start
+        except StopIteration as end:
+            done.ended, done.result = True, end.value
+        except BaseException as error:  # also a panic of a library in Rust
+            done.ended, done.error = True, error
+        return done
+
+    def _done(self, started: _Started, done: _Slice) -> None:
+        self._is_free = True
+        self._turns.advance(started.turn, done.cost)
+        self._pace.learn(started.task.kind, done.cost, done.seconds)
+        future = started.future
+        if done.ended or future.done():
+            self._turns.leave(started.turn)
+        self._pump()  # the thread first: it works while the loop goes on
+        if future.done():
+            return
+        if done.error is not None:
+            future.set_exception(done.error)
+            return
+        try:
+            started.hold(done.held)
+        except Exception as error:  # there is no room for what it keeps
+            future.set_exception(error)
+            return
+        if done.ended:
+            future.set_result(done.result)
+
+    def _forget(self, started: _Started) -> None:
+        """Take out what is done, or unwanted; a slice that runs ends with its step."""
+        started.wanted = False
+        self._turns.leave(started.turn)
+        self._started.pop(started.turn, None)

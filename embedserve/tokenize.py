@@ -1,0 +1,49 @@
+"""POST tokenize: what a model sees of each text, on the same way as embeddings."""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope, Send
+
+from embedserve import answers, body, schemas
+from embedserve.embeddings import present
+from embedserve.intake import Intake
+from embedserve.pending import Pending, Share
+from embedserve.registry import ModelRegistry
+from embedserve.settings import Settings
+from embedserve.worker import Worker
+
+
+class Tokenize:
+    """The endpoint, as an ASGI application. Owned by the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        worker: Worker,
+        pending: Pending,
+        intake: Intake,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._worker = worker
+        self._pending = pending
+        self._intake = intake
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = body.headers(scope)
+        share = Share(self._pending)
+        try:
+            wanted = await self._intake.take(receive, headers, share, schemas.parse_tokenize)
+            model, wanted = self._registry.resolve(wanted)
+            presence = present(receive, headers, self._settings)
+            try:
+                parts = await model.show_tokens(
+                    wanted, self._worker, self._settings.max_request_tokens, presence, share.add
+                )
+            finally:
+                presence.end()
+            answer = schemas.tokens_answer(wanted.model or model.name, parts)
+            await answers.send(send, [(b"content-type", b"application/json")], answer)
+        finally:
+            share.release()
