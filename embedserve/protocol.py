@@ -166,9 +166,10 @@ class Protocol(HttpToolsProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to read to, and so how much at most; called before each read."""
-        if self._refusal is not None or self._body_left >= LARGE:
-            return self._shared.buffers.large
-        return self._shared.buffers.large[: max(SMALL, self._body_left)]
+        buffers = self._shared.buffers
+        if self._refusal is not None:
+            return buffers.large
+        return buffers.small if self._body_left <= SMALL else buffers.large[: self._body_left]
 
     def buffer_updated(self, count: int) -> None:
         """Take what was read."""
@@ -178,7 +179,8 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
         else:
             self._unset_keepalive_if_required()
-            self._consume(self._rest + bytes(self._shared.buffers.large[:count]))
+            data = bytes(self._shared.buffers.large[:count])
+            self._consume(self._rest + data if self._rest else data)
         if count == LARGE or (count == SMALL and self._body_left == CHUNKED):
             # libuv would read on while there is something, before it looks at others.
             self.flow.pause(TURN)
