@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve import regular_file
 from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
 from embedserve.finishing import ACTIVATIONS
@@ -172,7 +173,7 @@ def fingerprint(manifest: Manifest) -> str:
 
 def sha256(path: Path) -> str:
     """Return the file's sha256 as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    with regular_file.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -189,6 +190,17 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def exists(directory: Path) -> bool:
+    """Whether there is an artifact, be it whole or not; `read` says why it cannot be read."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def read(directory: Path) -> Manifest:
     """Read and validate manifest.json; StartupError names the file and key.
 
@@ -196,7 +208,7 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular_file.read_text(path))
     except FileNotFoundError:
         raise StartupError(
             f"{path}: no such file; make the artifact with `python -m export {directory.name}`",
@@ -224,19 +236,15 @@ def check_files(directory: Path, manifest: Manifest) -> None:
 
 def check_small_files(directory: Path, manifest: Manifest) -> None:
     """Do all of check_files but read the weights: within milliseconds."""
-    found = {p.name for p in directory.iterdir()}
-    expected = {MANIFEST, *manifest.files}
-    for name in sorted(expected ^ found):
-        what = "missing from" if name in expected else "not in the manifest of"
-        raise _altered(directory / name, f"{what} the artifact")
-    for name in sorted(expected):
-        status = (directory / name).lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise _altered(directory / name, "is a link or no regular file")
-        if name != MANIFEST and status.st_size != (size := manifest.files[name].bytes):
-            raise _altered(
-                directory / name, f"has {status.st_size} bytes, the manifest says {size}"
-            )
+    try:
+        _check_names(directory, {MANIFEST, *manifest.files})
+        for name, record in sorted(manifest.files.items()):
+            if (size := (directory / name).lstat().st_size) != record.bytes:
+                raise _altered(
+                    directory / name, f"has {size} bytes, the manifest says {record.bytes}"
+                )
+    except OSError as error:
+        raise StartupError(f"{directory}: cannot be read: {error}") from error
     for name in sorted(manifest.files.keys() - {WEIGHTS}):
         _check_digest(directory, manifest, name)
 
@@ -247,8 +255,23 @@ def check_weights(directory: Path, manifest: Manifest) -> None:
         _check_digest(directory, manifest, WEIGHTS)
 
 
+def _check_names(directory: Path, expected: set[str]) -> None:
+    """Refuse a missing or extra file, and one that is a link or no regular file."""
+    found = {p.name for p in directory.iterdir()}
+    for name in sorted(expected ^ found):
+        what = "missing from" if name in expected else "not in the manifest of"
+        raise _altered(directory / name, f"{what} the artifact")
+    for name in sorted(expected):
+        status = (directory / name).lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise _altered(directory / name, "is a link or no regular file")
+
+
 def _check_digest(directory: Path, manifest: Manifest, name: str) -> None:
-    expected, digest = manifest.files[name].sha256, sha256(directory / name)
+    try:
+        expected, digest = manifest.files[name].sha256, sha256(directory / name)
+    except OSError as error:
+        raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if digest != expected:
         raise _altered(directory / name, f"has sha256 {digest}, the manifest says {expected}")
 
@@ -275,7 +298,7 @@ def read_golden(directory: Path) -> Golden:
     """Read golden.json; the vectors are (n, dimension) float32."""
     path = directory / GOLDEN
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular_file.read_text(path))
         rows = [np.frombuffer(base64.b64decode(v, validate=True), "<f4") for v in value["vectors"]]
         vectors = np.stack(rows).astype(np.float32)
         ids = tuple(tuple(int(i) for i in row) for row in value["token_ids"])

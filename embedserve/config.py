@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
 
 FINISHING_STEPS = ("layer_norm", "normalize")
@@ -76,10 +77,10 @@ class Config:
 def read(path: Path) -> Config:
     """Read and validate models.toml. StartupError names file, table and key."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(regular_file.read_text(path))
     except FileNotFoundError:
         raise StartupError(f"{path}: no such file; name it with --models", Exit.NOINPUT) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartupError(f"{path}: cannot be read as TOML: {error}") from error
     refuse_unknown(document, ("server", "models", "aliases"), str(path), "")
     server = _table(document.get("server", {}), f"{path}: [server]")

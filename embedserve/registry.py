@@ -198,7 +198,7 @@ def choose(
                 f"--model {name}: not in models.toml; one of {', '.join(models)}", Exit.USAGE
             )
     chosen = [spec for name, spec in models.items() if not names or name in names]
-    present = [s for s in chosen if (artifacts / s.name / artifact.MANIFEST).exists()]
+    present = [s for s in chosen if artifact.exists(artifacts / s.name)]
     missing = [s for s in chosen if s not in present]
     required = [s for s in missing if names or not s.optional]
     if not present or (required and (names or not skip_missing)):
