@@ -133,6 +133,7 @@ def _embed(
     dtype = np.dtype(options.dtype).newbyteorder("<")
     maker = Maker(form(options.selection.vector, how.dimensions, dtype), dtype, plan.on_error)
     job = Job(options.target, plan)
+    job.check_source(options.source)
     totals = job.finished()
     if totals is not None:
         return job, totals, ", it was there already, made by this very job"
