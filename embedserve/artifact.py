@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -29,6 +30,8 @@ WEIGHTS = "weights.bin"
 # The pooling modes as a graph, for providers whose memory is not this process's own.
 POOLING_GRAPH = "pooling.onnx"
 FINISHING_KINDS = ("dense", "layer_norm", "normalize")
+# Far more than any model has, and what arrays and positions still hold.
+MOST_COMPONENTS, MOST_VOCABULARY, MOST_TOKENS = 2**17, 2**26, 2**31
 PADDING_SIDES = ("right", "left")
 # What a vector may differ from the reference's in any component, by the artifact's precision.
 TOLERANCES: Mapping[str, float] = dict(zip(PRECISIONS, (1e-5, 2e-3), strict=True))
@@ -225,6 +228,7 @@ def read(directory: Path) -> Manifest:
     _check_choices(manifest, path)
     if fingerprint(manifest) != manifest.fingerprint:
         raise StartupError(f"{path}: fingerprint does not match its content; export again")
+    _check_ranges(manifest, path)
     return manifest
 
 
@@ -321,8 +325,9 @@ def read_golden(directory: Path) -> Golden:
 def read_array(directory: Path, name: str) -> Floats:
     """Read a float32 .npy file of the artifact."""
     try:
-        array: Floats = np.load(directory / name, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with regular_file.open_file(directory / name) as file:
+            array: Floats = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy raises many types for a header that is none
         raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if array.dtype != np.float32:
         raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
@@ -363,6 +368,31 @@ def _check_choices(manifest: Manifest, path: Path) -> None:
         raise StartupError(f"{path}: pooling is empty; one of {', '.join(POOLING)}")
 
 
+def _check_ranges(manifest: Manifest, path: Path) -> None:
+    """Refuse a number that no model has; what only the graph knows is held against it at load."""
+    vocabulary, dimension = manifest.vocabulary, manifest.dimension
+    masked = 1 if manifest.masked_up_to is None else manifest.masked_up_to
+    facts: list[tuple[str, float, float, float]] = [
+        ("hidden_size", manifest.hidden_size, 1, MOST_COMPONENTS),
+        ("dimension", dimension, 1, MOST_COMPONENTS),
+        ("vocabulary", vocabulary, 1, MOST_VOCABULARY),
+        ("max_tokens", manifest.max_tokens, 1, MOST_TOKENS),
+        ("pad_token_id", manifest.pad_token_id, 0, vocabulary - 1),
+        ("masked_up_to", masked, 1, MOST_TOKENS),
+        *(("matryoshka", size, 1, dimension) for size in manifest.matryoshka),
+        *(("eps", step.eps, 0, 1) for step in manifest.finishing),
+        *((f"bytes of {name}", file.bytes, 0, 2**63) for name, file in manifest.files.items()),
+        *(("offset", table.offset, 0, 2**63) for table in manifest.tables),
+        *(("shape", size, 1, 2**40) for table in manifest.tables for size in table.shape),
+    ]
+    for name, value, least, most in facts:
+        if not least <= value <= most:
+            raise StartupError(f"{path}: {name} = {value}; {least} to {most} is accepted")
+    if manifest.default_prompt_name not in (None, *manifest.prompts):
+        found = manifest.default_prompt_name
+        raise StartupError(f'{path}: default_prompt_name = "{found}"; one of prompts is accepted')
+
+
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Build `kind` (a dataclass, tuple, mapping or scalar type) from JSON, exact in every type."""
     origin, args = get_origin(kind), get_args(kind)
@@ -376,11 +406,18 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if hasattr(kind, "__dataclass_fields__") and isinstance(value, dict):
         return _decode_fields(kind, value, where)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if type(value) is kind:
+    if type(value) is kind and not _is_odd(value):
         return value
     raise StartupError(f"{where}: {value!r} is not a valid {getattr(kind, '__name__', kind)}")
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether it is half a surrogate pair, which no text has, or a float that is no number."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:

@@ -135,6 +135,7 @@ def load_model(
         opening = threads.submit(OnnxBackend, directory, manifest, provider, cores)
         try:
             tokenizer = Tokenizer(directory, manifest)
+            tokenizer.check_vocabulary()
             backend = opening.result()
         finally:
             weights.result()  # what is wrong with a file is said first
@@ -159,6 +160,25 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, 
 
     Returns the largest difference, and the rate of one lane in cost units a second.
     """
+    if golden.vectors.shape[1] != model.manifest.dimension:
+        raise StartupError(
+            f"{directory / artifact.GOLDEN}: has vectors of {golden.vectors.shape[1]}, the "
+            f"manifest's dimension is {model.manifest.dimension}"
+        )
+    try:
+        return _compared(model, golden, directory)
+    except RequestError as error:  # the tokenizer's, for a text that it has no token of
+        raise StartupError(
+            f"{directory / artifact.GOLDEN}: cannot be embedded: {error.message}"
+        ) from error
+    except (StartupError, MemoryError):
+        raise
+    except Exception as error:  # whatever a pass raises
+        raise StartupError(f"{directory / artifact.GOLDEN}: cannot be embedded: {error}") from error
+
+
+def _compared(model: Model, golden: Golden, directory: Path) -> tuple[float, float]:
+    """Embed the golden texts and compare; see check_golden."""
     ids = model.tokenizer.encode(golden.texts).sequences
     for i, expected in enumerate(golden.token_ids):
         if ids[i].tolist() != list(expected):
