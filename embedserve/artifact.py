@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from embedserve import regular_file
 from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
 from embedserve.finishing import ACTIVATIONS
@@ -28,6 +30,8 @@ WEIGHTS = "weights.bin"
 # The pooling modes as a graph, for providers whose memory is not this process's own.
 POOLING_GRAPH = "pooling.onnx"
 FINISHING_KINDS = ("dense", "layer_norm", "normalize")
+# Far more than any model has, and what arrays and positions still hold.
+MOST_COMPONENTS, MOST_VOCABULARY, MOST_TOKENS = 2**17, 2**26, 2**31
 PADDING_SIDES = ("right", "left")
 # What a vector may differ from the reference's in any component, by the artifact's precision.
 TOLERANCES: Mapping[str, float] = dict(zip(PRECISIONS, (1e-5, 2e-3), strict=True))
@@ -172,7 +176,7 @@ def fingerprint(manifest: Manifest) -> str:
 
 def sha256(path: Path) -> str:
     """Return the file's sha256 as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    with regular_file.open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -189,6 +193,17 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def exists(directory: Path) -> bool:
+    """Whether there is an artifact, be it whole or not; `read` says why it cannot be read."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def read(directory: Path) -> Manifest:
     """Read and validate manifest.json; StartupError names the file and key.
 
@@ -196,7 +211,7 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular_file.read_text(path))
     except FileNotFoundError:
         raise StartupError(
             f"{path}: no such file; make the artifact with `python -m export {directory.name}`",
@@ -213,6 +228,7 @@ def read(directory: Path) -> Manifest:
     _check_choices(manifest, path)
     if fingerprint(manifest) != manifest.fingerprint:
         raise StartupError(f"{path}: fingerprint does not match its content; export again")
+    _check_ranges(manifest, path)
     return manifest
 
 
@@ -224,19 +240,15 @@ def check_files(directory: Path, manifest: Manifest) -> None:
 
 def check_small_files(directory: Path, manifest: Manifest) -> None:
     """Do all of check_files but read the weights: within milliseconds."""
-    found = {p.name for p in directory.iterdir()}
-    expected = {MANIFEST, *manifest.files}
-    for name in sorted(expected ^ found):
-        what = "missing from" if name in expected else "not in the manifest of"
-        raise _altered(directory / name, f"{what} the artifact")
-    for name in sorted(expected):
-        status = (directory / name).lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise _altered(directory / name, "is a link or no regular file")
-        if name != MANIFEST and status.st_size != (size := manifest.files[name].bytes):
-            raise _altered(
-                directory / name, f"has {status.st_size} bytes, the manifest says {size}"
-            )
+    try:
+        _check_names(directory, {MANIFEST, *manifest.files})
+        for name, record in sorted(manifest.files.items()):
+            if (size := (directory / name).lstat().st_size) != record.bytes:
+                raise _altered(
+                    directory / name, f"has {size} bytes, the manifest says {record.bytes}"
+                )
+    except OSError as error:
+        raise StartupError(f"{directory}: cannot be read: {error}") from error
     for name in sorted(manifest.files.keys() - {WEIGHTS}):
         _check_digest(directory, manifest, name)
 
@@ -247,8 +259,23 @@ def check_weights(directory: Path, manifest: Manifest) -> None:
         _check_digest(directory, manifest, WEIGHTS)
 
 
+def _check_names(directory: Path, expected: set[str]) -> None:
+    """Refuse a missing or extra file, and one that is a link or no regular file."""
+    found = {p.name for p in directory.iterdir()}
+    for name in sorted(expected ^ found):
+        what = "missing from" if name in expected else "not in the manifest of"
+        raise _altered(directory / name, f"{what} the artifact")
+    for name in sorted(expected):
+        status = (directory / name).lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise _altered(directory / name, "is a link or no regular file")
+
+
 def _check_digest(directory: Path, manifest: Manifest, name: str) -> None:
-    expected, digest = manifest.files[name].sha256, sha256(directory / name)
+    try:
+        expected, digest = manifest.files[name].sha256, sha256(directory / name)
+    except OSError as error:
+        raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if digest != expected:
         raise _altered(directory / name, f"has sha256 {digest}, the manifest says {expected}")
 
@@ -275,7 +302,7 @@ def read_golden(directory: Path) -> Golden:
     """Read golden.json; the vectors are (n, dimension) float32."""
     path = directory / GOLDEN
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular_file.read_text(path))
         rows = [np.frombuffer(base64.b64decode(v, validate=True), "<f4") for v in value["vectors"]]
         vectors = np.stack(rows).astype(np.float32)
         ids = tuple(tuple(int(i) for i in row) for row in value["token_ids"])
@@ -298,8 +325,9 @@ def read_golden(directory: Path) -> Golden:
 def read_array(directory: Path, name: str) -> Floats:
     """Read a float32 .npy file of the artifact."""
     try:
-        array: Floats = np.load(directory / name, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        with regular_file.open_file(directory / name) as file:
+            array: Floats = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # numpy raises many types for a header that is none
         raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if array.dtype != np.float32:
         raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
@@ -340,6 +368,31 @@ def _check_choices(manifest: Manifest, path: Path) -> None:
         raise StartupError(f"{path}: pooling is empty; one of {', '.join(POOLING)}")
 
 
+def _check_ranges(manifest: Manifest, path: Path) -> None:
+    """Refuse a number that no model has; what only the graph knows is held against it at load."""
+    vocabulary, dimension = manifest.vocabulary, manifest.dimension
+    masked = 1 if manifest.masked_up_to is None else manifest.masked_up_to
+    facts: list[tuple[str, float, float, float]] = [
+        ("hidden_size", manifest.hidden_size, 1, MOST_COMPONENTS),
+        ("dimension", dimension, 1, MOST_COMPONENTS),
+        ("vocabulary", vocabulary, 1, MOST_VOCABULARY),
+        ("max_tokens", manifest.max_tokens, 1, MOST_TOKENS),
+        ("pad_token_id", manifest.pad_token_id, 0, vocabulary - 1),
+        ("masked_up_to", masked, 1, MOST_TOKENS),
+        *(("matryoshka", size, 1, dimension) for size in manifest.matryoshka),
+        *(("eps", step.eps, 0, 1) for step in manifest.finishing),
+        *((f"bytes of {name}", file.bytes, 0, 2**63) for name, file in manifest.files.items()),
+        *(("offset", table.offset, 0, 2**63) for table in manifest.tables),
+        *(("shape", size, 1, 2**40) for table in manifest.tables for size in table.shape),
+    ]
+    for name, value, least, most in facts:
+        if not least <= value <= most:
+            raise StartupError(f"{path}: {name} = {value}; {least} to {most} is accepted")
+    if manifest.default_prompt_name not in (None, *manifest.prompts):
+        found = manifest.default_prompt_name
+        raise StartupError(f'{path}: default_prompt_name = "{found}"; one of prompts is accepted')
+
+
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """Build `kind` (a dataclass, tuple, mapping or scalar type) from JSON, exact in every type."""
     origin, args = get_origin(kind), get_args(kind)
@@ -353,11 +406,18 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {k: _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if hasattr(kind, "__dataclass_fields__") and isinstance(value, dict):
         return _decode_fields(kind, value, where)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         return float(value)
-    if type(value) is kind:
+    if type(value) is kind and not _is_odd(value):
         return value
     raise StartupError(f"{where}: {value!r} is not a valid {getattr(kind, '__name__', kind)}")
+
+
+def _is_odd(value: Any) -> bool:
+    """Whether it is half a surrogate pair, which no text has, or a float that is no number."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:

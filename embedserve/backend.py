@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +113,7 @@ class OnnxBackend:
                 Exit.DATAERR,
             )
         self._steps = [_load(step, directory) for step in manifest.finishing]
+        _check_shapes(self._session, self._steps, manifest, directory)
 
     def embed(self, batch: Batch, alone: bool = False, stop: Stop | None = None) -> Floats:
         """Run one pass: (b, t) -> (b, dim) float32, finished and not yet checked.
@@ -195,6 +196,38 @@ class _Finish:
             return finishing.layer_norm(rows, self.step.eps, self.weight, self.bias)
         assert self.weight is not None and self.step.activation is not None
         return finishing.dense(rows, self.weight, self.bias, self.step.activation)
+
+
+def _check_shapes(
+    session: onnxruntime.InferenceSession,
+    steps: Sequence[_Finish],
+    manifest: Manifest,
+    directory: Path,
+) -> None:
+    """Hold the manifest's sizes against the graph's output and the arrays of the steps."""
+    found = session.get_outputs()[0].shape[-1:]  # a name where the graph leaves it open
+    if found and isinstance(found[0], int) and found[0] != manifest.hidden_size:
+        raise StartupError(
+            f"{directory / GRAPH}: gives {found[0]} components, the manifest's hidden_size is "
+            f"{manifest.hidden_size}"
+        )
+    size = manifest.hidden_size * len(manifest.pooling)
+    for step in steps:
+        expected: list[tuple[int, ...]] = [(size,), (size,)]
+        if step.step.kind == "dense":
+            assert step.weight is not None
+            size = step.weight.shape[0] if step.weight.ndim else 0
+            expected = [(size, expected[0][0]), (size,)]
+        for array, shape in zip((step.weight, step.bias), expected, strict=True):
+            if array is not None and array.shape != shape:
+                raise StartupError(
+                    f"{directory}: {step.step.kind} has an array of {array.shape}, {shape} fits"
+                )
+    if size != manifest.dimension:
+        raise StartupError(
+            f"{directory}: gives vectors of {size}, the manifest's dimension is "
+            f"{manifest.dimension}"
+        )
 
 
 def _load(step: Step, directory: Path) -> _Finish:

@@ -18,6 +18,7 @@ from typing import Any
 from embedserve import __version__, config, host, logs, process
 from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 from embedserve.keys import Keys, take_from_environment
 from embedserve.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
 
@@ -105,7 +106,7 @@ def health(
     from embedserve.health import ask
 
     ready, said = ask(settings.host, settings.port, seconds)
-    print(said, file=sys.stdout if ready else sys.stderr)
+    print(escaped(said), file=sys.stdout if ready else sys.stderr)
     return 0 if ready else 1
 
 
@@ -189,7 +190,7 @@ def tune(
     if write:
         server_table.write(paths["models"], values)
     lines = [f"{key} = {value}" for key, value in values.items()]
-    place = f"{'' if write else 'not '}written to [server] of {paths['models']}"
+    place = escaped(f"{'' if write else 'not '}written to [server] of {paths['models']}")
     print("", table(turns, cores.value), "", *lines, place, sep="\n")
     return 0
 
@@ -222,9 +223,9 @@ def _paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
 
 def _present(configuration: Config, artifacts: Path) -> Iterator[str]:
     """The models that have an artifact."""
-    from embedserve.artifact import MANIFEST
+    from embedserve import artifact
 
-    return (name for name in configuration.models if (artifacts / name / MANIFEST).exists())
+    return (name for name in configuration.models if artifact.exists(artifacts / name))
 
 
 def _set(flags: Mapping[str, str | None]) -> dict[str, str]:
@@ -314,7 +315,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as NoReturn does
         self.print_usage(sys.stderr)
-        self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+        self.exit(Exit.USAGE, f"{self.prog}: {escaped(message)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

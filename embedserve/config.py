@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
 
 FINISHING_STEPS = ("layer_norm", "normalize")
@@ -17,6 +18,10 @@ PRECISIONS = ("fp32", "fp16")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = "64 hexadecimal digits, lower case"
+# Names of PyPA's core metadata; versions of PEP 440 as far as one begins with a digit.
+_PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_VERSION = re.compile(r"[0-9](?:[A-Za-z0-9.!+_-]{0,62}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,10 @@ class Config:
 def read(path: Path) -> Config:
     """Read and validate models.toml. StartupError names file, table and key."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(regular_file.read_text(path))
     except FileNotFoundError:
         raise StartupError(f"{path}: no such file; name it with --models", Exit.NOINPUT) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartupError(f"{path}: cannot be read as TOML: {error}") from error
     refuse_unknown(document, ("server", "models", "aliases"), str(path), "")
     server = _table(document.get("server", {}), f"{path}: [server]")
@@ -145,10 +150,14 @@ def _package(value: Any, where: str) -> Package:
     table = _table(value, f"{where} package")
     keys = [f.name for f in fields(Package)]
     refuse_unknown(table, keys, f"{where} package", " ")
-    for key in keys:
-        if not isinstance(table.get(key), str):
-            raise StartupError(f"{where} package.{key} = {shown(table.get(key))}; a string")
-    _digest("package.sha256", table["sha256"], where)
+    # They go to pip: nothing that it takes for an option, a URL or a file.
+    checks = {
+        "name": (_PACKAGE, "a string of letters, digits, '.', '_' and '-'"),
+        "version": (_VERSION, "a string of one version, as 1.0.2"),
+        "sha256": (_SHA256, _DIGEST),
+    }
+    for key, (pattern, accepted) in checks.items():
+        _string(f"package.{key}", pattern, accepted)(table.get(key), where)
     return Package(**table)
 
 
@@ -162,7 +171,7 @@ def _digests(value: Any, where: str) -> Mapping[str, str]:
 
 
 def _digest(key: str, value: Any, where: str) -> None:
-    _string(key, _SHA256, "64 hexadecimal digits, lower case")(value, where)
+    _string(key, _SHA256, _DIGEST)(value, where)
 
 
 def _finishing(value: Any, where: str) -> tuple[str, ...]:
@@ -205,7 +214,7 @@ def _positive(key: str) -> Callable[[Any, str], int]:
 
 
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "repository": _string("repository", _REPOSITORY, "owner/name"),
     "revision": _string("revision", _REVISION, "a commit of 40 hexadecimal digits, no branch"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
+from embedserve.escapes import escaped, shortened
+
 INVALID_REQUEST = "invalid_request_error"
 AUTHENTICATION = "authentication_error"
 RATE_LIMIT = "rate_limit_error"
@@ -51,6 +53,10 @@ ERRORS: Mapping[str, tuple[int, str]] = {
 }
 
 
+# Of a line for people: what was found may be a file's whole content.
+MOST_CHARACTERS = 4000
+
+
 class RequestError(Exception):
     """One request cannot be answered; the server goes on.
 
@@ -93,6 +99,6 @@ class StartupError(Exception):
     """The command cannot start or finish: one line on standard error and an exit status."""
 
     def __init__(self, message: str, status: Exit = Exit.CONFIG) -> None:
-        # What was found may hold a line break; whoever reads standard error expects one line.
-        super().__init__(message.replace("\r", "\\r").replace("\n", "\\n"))
+        # What was found may be anything; whoever reads standard error expects one line of text.
+        super().__init__(escaped(shortened(message, MOST_CHARACTERS)))
         self.status = status

@@ -180,6 +180,9 @@ CONSUMERS: tuple[Consumer, ...] = (
             "flight.Flight._entries",
             "flight.Job.entries",
             "pending.Pending._arrivals",
+            "slicer.Slicer._started",
+            "turns.Turns._heap",
+            "turns.Turns._places",
             "worker.Worker._again",
         ),
     ),
@@ -201,7 +204,11 @@ CONSUMERS: tuple[Consumer, ...] = (
         "80 KB for each that may be open; an idle one holds 4",
         "`max_connections`",
         lambda limits: limits.settings.max_connections * _CONNECTION,
-        ("protocol.Protocol.pipeline",),
+        (
+            "departures.Departures._watched",
+            "loop_turns.LoopTurns._waiting",
+            "transport.Buffers.large",
+        ),
     ),
     Consumer(
         "threads",
@@ -212,8 +219,6 @@ CONSUMERS: tuple[Consumer, ...] = (
             "intake.Intake._parser",
             "lanes.Lanes._threads",
             "logs.Lines._thread",
-            "worker.Worker._renderer",
-            "worker.Worker._tokenizer",
         ),
     ),
     Consumer(

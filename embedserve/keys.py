@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 import hmac
 import logging
 import os
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "EMBEDSERVE_API_KEYS"
 _DESCRIPTOR = "EMBEDSERVE_API_KEYS_FD"
-_KEY = re.compile(r"[\x21-\x7e]{8,512}")
+# What separates keys, or begins a comment in a file, is in none.
+_KEY = re.compile(r"(?!#)[\x21-\x2b\x2d-\x7e]{8,512}")
+_ACCEPTED = "a key has 8 to 512 printable ASCII characters without commas and a # before them"
+_SEPARATOR = re.compile(r"\s*[,\n][\s,]*", re.ASCII)
+MOST_BYTES = 2**20  # of a file: some thousand keys, and its comments
 
 
 class Keys:
@@ -32,7 +39,7 @@ class Keys:
     def __init__(self, path: Path | None, from_environment: Sequence[str] = ()) -> None:
         self._path = path
         self._fixed = [_digest(key) for key in from_environment]
-        self._digests = self._fixed + (_read(path) if path else [])
+        self._digests = list(dict.fromkeys(self._fixed + (_read(path) if path else [])))
 
     def __bool__(self) -> bool:
         return bool(self._digests) or self._path is not None
@@ -52,7 +59,7 @@ class Keys:
         if self._path is None:
             return
         try:
-            self._digests = self._fixed + _read(self._path)
+            self._digests = list(dict.fromkeys(self._fixed + _read(self._path)))
         except StartupError as error:
             log.error("API keys not reloaded, the old ones stay in force: %s", error)
         else:
@@ -60,15 +67,14 @@ class Keys:
 
 
 def take_from_environment() -> list[str]:
-    """Return the keys of EMBEDSERVE_API_KEYS, separated by commas or white space.
+    """Return the keys of EMBEDSERVE_API_KEYS, separated by commas or line ends.
 
     A process's first environment can be read in /proc as long as it lives. So the process
     replaces itself once, and hands the keys over through memory that is closed when read.
     """
     descriptor = os.environ.pop(_DESCRIPTOR, None)
     if descriptor is not None:
-        with os.fdopen(int(descriptor), "r", encoding="utf-8") as file:
-            return _split(file.read(), VARIABLE)
+        return _split(_handed_over(descriptor), VARIABLE)
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return []
@@ -77,8 +83,21 @@ def take_from_environment() -> list[str]:
     os.write(fd, text.encode())
     os.lseek(fd, 0, os.SEEK_SET)
     environment = {**os.environ, _DESCRIPTOR: str(fd)}
-    arguments = [sys.executable, "-m", "embedserve", *sys.argv[1:]]
+    # The same script, or the same -m with the same options: nothing is looked for elsewhere than
+    # it was at first, above all not in the working directory.
+    arguments = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, arguments, environment)  # noqa: S606  # this very program again
+
+
+def _handed_over(descriptor: str) -> str:
+    try:
+        number = int(descriptor)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError("not from an earlier start")
+        with os.fdopen(number, "r", encoding="utf-8") as file:
+            return file.read()
+    except (OSError, ValueError, OverflowError) as error:
+        raise StartupError(f"environment: {_DESCRIPTOR} is not to be set") from error
 
 
 def _credential(header: str) -> str:
@@ -94,21 +113,42 @@ def _credential(header: str) -> str:
 
 
 def _read(path: Path) -> list[bytes]:
+    """The digests of a file's keys: one a line, lines that begin with # and empty ones left out.
+
+    No word of the file stands in an error: it may be a key.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = regular_file.read(path, MOST_BYTES)
+    except OSError as error:
         raise StartupError(f"{path}: API keys cannot be read: {error}", Exit.NOINPUT) from error
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return [_digest(key) for key in _split("\n".join(lines), str(path))]
+    digests: list[bytes] = []
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        line = line.strip(b" \t\r")
+        if line and not line.startswith(b"#"):
+            digests.append(_line(line, f"{path}: line {number}"))
+    if not digests:
+        raise StartupError(f"{path}: holds no API key; one a line is accepted")
+    return digests
+
+
+def _line(line: bytes, where: str) -> bytes:
+    words = re.split(rb"[\s,]+", line)
+    if len(words) > 1:
+        raise StartupError(
+            f"{where} holds {len(words)} words or keys; one key a line is accepted, and a comment "
+            "is a line of its own that begins with #"
+        )
+    if not _KEY.fullmatch(key := line.decode("latin-1")):
+        raise StartupError(f"{where} is not a key: {_ACCEPTED}")
+    return _digest(key)
 
 
 def _split(text: str, where: str) -> list[str]:
-    keys = re.split(r"[\s,]+", text.strip())
+    """The keys of a variable: separated by commas or line ends."""
+    keys = _SEPARATOR.split(text.strip())
     for number, key in enumerate(keys, 1):
         if not _KEY.fullmatch(key):
-            raise StartupError(
-                f"{where}: key {number} of {len(keys)} is not 8 to 512 printable ASCII characters"
-            )
+            raise StartupError(f"{where}: key {number} of {len(keys)} is not a key: {_ACCEPTED}")
     return keys
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from queue import Full, Queue
 
+from embedserve.escapes import escaped
 from embedserve.settings import Settings
 
 ACCESS = "embedserve.access"  # one line a request: never limited
@@ -24,7 +25,7 @@ MOST_KINDS = 1000
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message; a traceback's lines stand in the same line."""
+    """Time, level, logger, message; a traceback's lines stand in the same line, escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")
@@ -33,7 +34,7 @@ class TextFormatter(logging.Formatter):
         self.datefmt = self.default_time_format
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).replace("\n", "\\n")
+        return escaped(super().format(record))
 
 
 class JsonFormatter(TextFormatter):
@@ -49,7 +50,8 @@ class JsonFormatter(TextFormatter):
         entry |= fields if isinstance(fields, dict) else {"message": record.getMessage()}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=True)
+        # JSON leaves one control character as it is.
+        return json.dumps(entry, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
 FORMATTERS: dict[str, type[TextFormatter]] = {"text": TextFormatter, "json": JsonFormatter}

@@ -140,6 +140,7 @@ def load_model(
         opening = threads.submit(OnnxBackend, directory, manifest, provider, cores)
         try:
             tokenizer = Tokenizer(directory, manifest)
+            tokenizer.check_vocabulary()
             backend = opening.result()
         finally:
             weights.result()  # what is wrong with a file is said first
@@ -164,6 +165,25 @@ def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, 
 
     Returns the largest difference, and the rate of one lane in cost units a second.
     """
+    if golden.vectors.shape[1] != model.manifest.dimension:
+        raise StartupError(
+            f"{directory / artifact.GOLDEN}: has vectors of {golden.vectors.shape[1]}, the "
+            f"manifest's dimension is {model.manifest.dimension}"
+        )
+    try:
+        return _compared(model, golden, directory)
+    except RequestError as error:  # the tokenizer's, for a text that it has no token of
+        raise StartupError(
+            f"{directory / artifact.GOLDEN}: cannot be embedded: {error.message}"
+        ) from error
+    except (StartupError, MemoryError):
+        raise
+    except Exception as error:  # whatever a pass raises
+        raise StartupError(f"{directory / artifact.GOLDEN}: cannot be embedded: {error}") from error
+
+
+def _compared(model: Model, golden: Golden, directory: Path) -> tuple[float, float]:
+    """Embed the golden texts and compare; see check_golden."""
     ids = model.tokenizer.encode(golden.texts).sequences
     for i, expected in enumerate(golden.token_ids):
         if ids[i].tolist() != list(expected):
@@ -203,7 +223,7 @@ def choose(
                 f"--model {name}: not in models.toml; one of {', '.join(models)}", Exit.USAGE
             )
     chosen = [spec for name, spec in models.items() if not names or name in names]
-    present = [s for s in chosen if (artifacts / s.name / artifact.MANIFEST).exists()]
+    present = [s for s in chosen if artifact.exists(artifacts / s.name)]
     missing = [s for s in chosen if s not in present]
     required = [s for s in missing if names or not s.optional]
     if not present or (required and (names or not skip_missing)):

@@ -11,6 +11,7 @@ from typing import Any
 from embedserve import __version__
 from embedserve.backend import PROVIDERS, VERSION
 from embedserve.doctor import SETTINGS, Model, Report
+from embedserve.escapes import escaped
 from embedserve.footprint import Footprint
 from embedserve.host import Host, Known
 
@@ -36,7 +37,8 @@ def as_json(report: Report) -> str:
         "problems": [str(problem) for problem in report.problems],
         "status": int(report.status),
     }
-    return json.dumps(found, indent=2)
+    # JSON leaves one control character as it is.
+    return json.dumps(found, indent=2).replace("\x7f", "\\u007f")
 
 
 def _pair(known: Known[Any] | None) -> dict[str, Any] | None:
@@ -78,12 +80,8 @@ def as_text(report: Report) -> str:
         lines += _section(f"model {model.name}", list(_model_rows(model)))
     lines += ["", "advice", *(f"  {line}" for line in report.advice() or ["none"]), ""]
     verdict = [f"cannot serve: {problem}" for problem in report.problems]
-    return "\n".join(
-        [
-            *lines,
-            *(verdict or ["can serve, as far as can be said without loading: embedserve verify"]),
-        ]
-    )
+    ready = ["can serve, as far as can be said without loading: embedserve verify"]
+    return "\n".join(map(escaped, [*lines, *(verdict or ready)]))
 
 
 def _shown(value: object) -> str:

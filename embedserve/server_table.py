@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
 
 # Where a key can be set: a pattern, and what takes the match's place. The text is searched, not
@@ -62,7 +63,7 @@ def _edits(text: str, key: str, value: int) -> Iterator[str]:
 def _parsed(text: str) -> dict[str, Any] | None:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -83,8 +84,8 @@ def write(path: Path, values: Mapping[str, int]) -> None:
 def check(path: Path, values: Mapping[str, int]) -> str:
     """Return the text that `write` would write; StartupError where it would fail."""
     try:
-        text = edited(path.read_bytes().decode(), values)
-    except (OSError, ValueError) as error:
+        text = edited(regular_file.read_text(path), values)
+    except (OSError, ValueError, RecursionError) as error:
         keys = ", ".join(f"{key} = {value}" for key, value in values.items())
         raise StartupError(f"{path}: cannot be edited: {error}; set it by hand: {keys}") from error
     for place in (path, path.resolve().parent):

@@ -34,6 +34,8 @@ STEP_CHARACTERS = 4_000
 _TEXT_CHARACTERS = 16
 # What an array of ids takes beside its ids.
 _ARRAY_BYTES = 112
+# Tables have more rows than words, for round numbers: by a few hundred in what is known.
+SPARE_ROWS = 4096
 # What tokenizing takes for each character, at most (CJK, a token each): 110 bytes.
 ENCODED_BYTES = 128
 
@@ -90,10 +92,16 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocabulary = manifest.vocabulary
+        self._path = path
         self.max_tokens = manifest.max_tokens
         self.max_characters = min(manifest.max_tokens * CHARACTERS_PER_TOKEN, MOST_CHARACTERS)
         self._takes_empty = manifest.is_bag
-        self._prefix, self._suffix = self._special_tokens(path)
+        try:
+            self._prefix, self._suffix = self._special_tokens(path)
+        except StartupError:
+            raise
+        except Exception as error:  # no word for what it does not know, and the like
+            raise StartupError(f"{path}: cannot tokenize: {error}") from error
 
     def encode(
         self, texts: Sequence[str], prompt: str = "", truncate: Truncate = "end", first: int = 0
@@ -180,6 +188,16 @@ class Tokenizer:
                         f"input[{i}]",
                     )
         return Encoded([np.array(ids, np.int64) for ids in sequences], [len(i) for i in sequences])
+
+    def check_vocabulary(self) -> None:
+        """Hold the manifest's vocabulary against the words: some rows of a table have none."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        highest = max(ids, default=-1)
+        if not highest < self.vocabulary <= 2 * len(ids) + SPARE_ROWS:
+            raise StartupError(
+                f"{self._path}: has {len(ids)} tokens up to {highest}, the manifest's vocabulary "
+                f"is {self.vocabulary}"
+            )
 
     def _check_characters(self, texts: Sequence[str], prompt: str, first: int) -> None:
         for i, text in enumerate(texts, first):

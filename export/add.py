@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve import config
+from embedserve import config, regular_file
 from embedserve.config import shown
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 from embedserve.server_table import replace_file
 from export import card, catalogue, cli, origin, table
 from export.card import Decision
@@ -25,7 +26,7 @@ from export.catalogue import Catalogue, Entry
 Export = Callable[[Sequence[str]], int]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str], export: Export = cli.main) -> int:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
     except KeyboardInterrupt:
-        print(f"export: interrupted; {options.models} is as it was", file=sys.stderr)
+        print(escaped(f"export: interrupted; {options.models} is as it was"), file=sys.stderr)
         return cli.INTERRUPTED
 
 
@@ -103,10 +104,10 @@ def _add(options: argparse.Namespace, known: Catalogue, export: Export) -> int:
         command += ["--convert-pickle"] if convert else []
         status = export(command)
     if status:
-        print(f"export: {name}: not added; {models} is as it was", file=sys.stderr)
+        print(escaped(f"export: {name}: not added; {models} is as it was"), file=sys.stderr)
         return status
     _write(models, _with(models, new))  # what was edited while the export ran stays
-    print(f"{name}: added to {models}")
+    print(escaped(f"{name}: added to {models}"))
     return 0
 
 
@@ -193,11 +194,11 @@ def _with(path: Path, new: _Table) -> str:
 
 def _text(path: Path, name: str) -> str:
     try:
-        text = path.read_bytes().decode()
+        text = regular_file.read_text(path)
         document = tomllib.loads(text)
     except FileNotFoundError:
         raise StartupError(f"{path}: no such file; name it with --models", Exit.NOINPUT) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StartupError(f"{path}: cannot be read as TOML: {error}") from error
     for kind in ("models", "aliases"):
         if name in document.get(kind, {}):
@@ -243,7 +244,7 @@ def _told(
         lines.append(f"  catalogue: {entry.page}{unread}")
     if entry is not None and entry.note:
         lines.append(f"  note: {entry.note}")
-    return "\n".join(lines)
+    return "\n".join(map(escaped, lines))
 
 
 def _shown(value: Any) -> str:

@@ -42,6 +42,16 @@ HOUSEKEEPING = ".export"
 # Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
 RECIPE = 5
 
+# What an artifact's directory has, its arrays (.npy) aside.
+_FILES = (
+    artifact.MANIFEST,
+    artifact.GRAPH,
+    artifact.TOKENIZER,
+    artifact.GOLDEN,
+    artifact.WEIGHTS,
+    artifact.POOLING_GRAPH,
+)
+
 # Directories of a run: the artifact to publish, and the model as it is read.
 _STAGE, _VIEW = "stage", "view"
 _PLACES = (_VIEW, tasks.DIRECTORY, pickles.DIRECTORY)
@@ -86,6 +96,7 @@ def export(
     memory.forget_peak()
     outcome = "nothing was published"
     try:
+        _check_place(out / spec.name)
         with _locked(out / HOUSEKEEPING / spec.name, progress) as home:
             if not force and (manifest := _up_to_date(spec, out, from_dir)) is not None:
                 return Result(manifest, True, time.monotonic() - start)
@@ -340,7 +351,9 @@ def _write_record(home: Path, record: Mapping[str, Any]) -> None:
     """Say what the published artifact was made from. Lost in a crash: it is made once more."""
     path = home / "record.json"
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    new.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
+    with new.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
     _sync(new)
     new.replace(path)
 
@@ -356,7 +369,8 @@ def _home(out: Path, spec: ModelSpec) -> Path:
 def _locked(home: Path, progress: Progress) -> Iterator[Path]:
     """Hold the lock of one model's exports into one directory, and clear what dead runs left."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("w") as lock:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(home / "lock", flags, 0o666), "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -380,6 +394,19 @@ def _scratch(home: Path) -> Iterator[Path]:
     finally:
         tempfile.tempdir = usual
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_place(final: Path) -> None:
+    """Refuse to take the place of a directory that is no artifact: it would be removed."""
+    if not final.is_dir() or final.is_symlink():
+        return
+    for path in sorted(final.iterdir()):
+        if path.name not in _FILES and path.suffix != ".npy":
+            raise StartupError(
+                f"{path}: is no file of an artifact, and an export would remove it; move it away, "
+                "or give another --out",
+                Exit.CANTCREAT,
+            )
 
 
 def _publish(stage: Path, final: Path, scratch: Path) -> None:

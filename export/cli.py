@@ -12,6 +12,7 @@ from pathlib import Path
 from embedserve import __version__, config
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 from export import build
 from export.families.static_embedding import NO_LIMIT
 from export.steps import Nurseries
@@ -94,7 +95,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with the exit status of sysexits.h."""
 
     def error(self, message: str) -> None:  # type: ignore[override]  # exits, as argparse's does
-        self.exit(int(Exit.USAGE), f"export: {message}; see python -m export --help\n")
+        self.exit(int(Exit.USAGE), f"export: {escaped(message)}; see python -m export --help\n")
 
 
 def _choose(models: Mapping[str, ModelSpec], names: Sequence[str], path: Path) -> list[ModelSpec]:
@@ -133,7 +134,8 @@ def _export(
 
     def progress(message: str) -> None:
         seconds = time.monotonic() - start
-        print(f"{spec.name}: {message} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        said = escaped(f"{spec.name}: {message} ({seconds:.1f} s)")
+        print(said, file=sys.stderr, flush=True)
 
     try:
         result = build.export(
@@ -166,7 +168,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     if len(rows) > 1:
         lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
     lines += [f"{o.name}  failed  {o.error}" for o in outcomes if o.error is not None]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(escaped(line.rstrip()) for line in lines)
 
 
 def _row(name: str, result: build.Result) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
 
 Json = dict[str, Any]
@@ -19,10 +20,10 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 def load(path: Path, kind: type[Any]) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(regular_file.read_text(path))
     except FileNotFoundError:
         raise refused(f"{path}: no such file; a sentence-transformers model has it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise refused(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, kind):
         raise refused(f"{path}: holds {type(value).__name__}; accepted: {kind.__name__}")

@@ -60,7 +60,7 @@ def read_json(listing: Listing, name: str) -> Any:
         path = hf_hub_download(listing.repository, name, revision=listing.commit)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         where = f"{listing.repository}: {name}"
         raise StartupError(f"{where}: cannot be read as JSON: {error}", Exit.DATAERR) from error
 

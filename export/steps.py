@@ -140,7 +140,8 @@ class Nurseries:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_BYTES)
             with other:
                 process = subprocess.Popen(  # noqa: S603  # this interpreter, this package
-                    [sys.executable, "-m", "export.steps", str(other.fileno()), str(os.getpid())],
+                    # -P: no module of the working directory; PYTHONPATH says where they are.
+                    [sys.executable, "-P", "-m", __name__, str(other.fileno()), str(os.getpid())],
                     pass_fds=[other.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

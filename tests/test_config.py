@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -43,6 +44,26 @@ def refused(error: pytest.ExceptionInfo[StartupError], *parts: str) -> None:
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+# What pip would take for an option, a URL, a file, or more than a name and a version.
+NO_PACKAGES = (
+    "evil @ http://127.0.0.1/#", "-rrequirements.txt", "--editable=.", "./a", "/a", "a/b", "a.whl/",
+    "file:a", "git+https://a", "a[extra]", "a;python_version>'3'", "a>=1", "a ", "", "ä", "a\n-r b",
+    "-", ".", "a" * 129,
+)  # fmt: skip
+NO_VERSIONS = (
+    "1.*",
+    "=1",
+    "1,<2",
+    "1 --no-binary=:all:",
+    "1;x",
+    "1 @ file:a",
+    "",
+    "x",
+    "v1",
+    "1\n",
+)
 
 
 class TestModelsToml:
@@ -130,8 +151,11 @@ class TestModelsToml:
                 "names a, a; each wheel once",
             ),
             ("[{name='a',version='1'}]", "package.sha256"),
+            *((f"{{name={json.dumps(n)}}}", "package.name") for n in NO_PACKAGES),
+            *((f"{{name='a',version={json.dumps(v)}}}", "package.version") for v in NO_VERSIONS),
+            ("{version='1'}", "package.name"),
+            ("{name='a'}", "package.version"),
         ],
-        ids=["none", "number", "twice", "no digest"],
     )
     def test_a_wrong_package(self, tmp_path: Path, value: str, said: str) -> None:
         """A list is of tables, none empty, none twice."""
@@ -263,7 +287,7 @@ class TestModelsToml:
             (f"sha256 = {{ '/f' = '{DIGEST}' }}", 'sha256."/f"', "inside the model"),
             (f"sha256 = {{ 'a/../../f' = '{DIGEST}' }}", 'sha256."a/', "inside the model"),
             ("package = 'wheel'", "package", "a table"),
-            ("package = { name = 'a', version = '1' }", "package.sha256", "a string"),
+            ("package = { name = 'a', version = '1' }", "package.sha256", "64 hexadecimal digits"),
             (f"package = {{ version = '1', sha256 = '{DIGEST}' }}", "package.name", "a string"),
             (
                 f"package = {{ name = 'a', version = 1, sha256 = '{DIGEST}' }}",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import MINILM, ROOT, Server, run_python
+from tests.conftest import MINILM, ROOT, SERVE, Server, environment, run_python
 
+# Modules that every start imports, of Python and of others.
+PLANTED = ("argparse", "logging", "json", "ctypes", "tomllib", "numpy", "onnxruntime", "orjson")
 HEAVY = ("torch", "transformers", "optimum", "onnx", "sentence_transformers", "safetensors")
 
 
@@ -88,3 +91,30 @@ def test_imports_point_one_way() -> None:
 def _tree() -> str:
     readme = (ROOT / "README.md").read_text()
     return readme.split("embedserve/\n")[1].split("export/\n")[0]
+
+
+@pytest.mark.parametrize("command", ["doctor", "verify"])
+@pytest.mark.parametrize("keys", [{}, {"EMBEDSERVE_API_KEYS": "sk-first-1111111111"}], ids=len)
+@pytest.mark.parametrize("start", [[SERVE], [SERVE.with_name("python"), "-m", "embedserve"]])
+def test_no_module_of_the_working_directory(
+    start: list[str | Path],
+    keys: dict[str, str],
+    command: str,
+    tiny_artifacts: Path,
+    tmp_path: Path,
+) -> None:
+    """Whatever lies where it is started, also where keys make it start itself again."""
+    for name in PLANTED:
+        (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/ran', 'a').write('{name} ')")
+    paths = ("--models", tiny_artifacts.parent / "models.toml", "--artifacts", tiny_artifacts)
+    done = subprocess.run(
+        [*start, command, *paths, "--skip-missing"],
+        cwd=tmp_path,
+        env=environment(**keys),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -86,6 +86,7 @@ class TestHolders:
     FIXED = frozenset(
         {
             "admission.Admission._rates",
+            "admission.Pace._paces",
             "artifact.Manifest.converted_from",
             "artifact.Manifest.files",
             "backend.OnnxBackend._inputs",

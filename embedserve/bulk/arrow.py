@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import json  # and not orjson: integers have any number of digits
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from embedserve.errors import Exit, StartupError
@@ -21,6 +23,10 @@ _TYPES: Mapping[frozenset[str], str] = {
     frozenset({"number"}): "float64",
     frozenset({"integer", "number"}): "float64",
 }
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# What pyarrow raises where Python has no such value; its own are among them, but no MemoryError.
+_NO_VALUE = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError)
+_NO_TEXT = "<value out of range"  # pyarrow's text of a date that has none
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -32,6 +38,19 @@ def load(module: str = "pyarrow") -> Any:
         raise StartupError(
             f"Parquet needs pyarrow ({error}): pip install 'embedserve[bulk]'", Exit.UNAVAILABLE
         ) from error
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what pyarrow raises at a wrong file or value into one line (65)."""
+    try:
+        yield
+    except (StartupError, MemoryError):
+        raise
+    except Exception as error:  # beside its own, any of Python's
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        raise StartupError(f"{what}: cannot be read or written: {error}", Exit.DATAERR) from error
 
 
 def table_of_objects(objects: Sequence[bytes]) -> Any:
@@ -113,3 +132,81 @@ def _cast(value: Any, kind: str) -> Any:
         if isinstance(value, str)
         else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     )
+
+
+# -- values of any type -------------------------------------------------------------------------
+
+
+def depth(kind: Any) -> int:
+    """How deep a type is nested: 1 for a number."""
+    level, found = [kind], 0
+    while level and found < 1000:
+        level = [of.field(i).type for of in level for i in range(of.num_fields)]
+        found += 1
+    return found
+
+
+def decoded(column: Any) -> Any:
+    """A column without a dictionary: each row has its own value."""
+    types = load("pyarrow.types")
+    kind = column.type
+    return column.cast(kind.value_type) if types.is_dictionary(kind) else column
+
+
+def unsound(column: Any) -> dict[int, str]:
+    """Rows of a column whose value is none of its type (text that is not UTF-8), and why."""
+    pa = load()
+    try:
+        column.validate(full=True)
+        return {}
+    except pa.ArrowInvalid:
+        column = decoded(column)
+    found: dict[int, str] = {}
+    for row in range(len(column)):
+        try:
+            column.slice(row, 1).combine_chunks().validate(full=True)
+        except pa.ArrowInvalid as error:
+            found[row] = str(error)
+    return found
+
+
+def values(column: Any) -> list[Any]:
+    """A column's values as Python has them, and as text where Python has no such value.
+
+    Times are text in any case: Python has none with nanoseconds.
+    """
+    pa, types = load(), load("pyarrow.types")
+    try:
+        if types.is_timestamp(column.type) or types.is_time(column.type):
+            column = column.cast(pa.string())
+        listed: list[Any] = column.to_pylist()
+        return listed
+    except _NO_VALUE:  # a date of the year 5,000,000, a time zone that nobody knows, ...
+        return [_value(scalar) for chunk in column.chunks for scalar in chunk]
+
+
+def _value(scalar: Any) -> Any:
+    """One value, part by part: where pyarrow cannot convert it, as its text, or as its number."""
+    pa, types = load(), load("pyarrow.types")
+    if not scalar.is_valid:
+        return None
+    kind = scalar.type
+    if types.is_struct(kind):
+        fields = range(kind.num_fields)
+        return {kind.field(i).name: _value(_field(scalar, i)) for i in fields}
+    if types.is_nested(kind) and hasattr(scalar, "values"):
+        return [_value(part) for part in scalar.values]
+    if types.is_dictionary(kind):
+        return _value(scalar.dictionary[scalar.index.as_py()])
+    with contextlib.suppress(*_NO_VALUE):
+        return scalar.as_py()
+    with contextlib.suppress(*_NO_VALUE):
+        if not (text := scalar.cast(pa.string()).as_py()).startswith(_NO_TEXT):
+            return text
+    value = getattr(scalar, "value", None)
+    return None if value is None else str(value)
+
+
+def _field(scalar: Any, number: int) -> Any:
+    """A field of a struct by its place: two may have one name."""
+    return load().array([scalar], scalar.type).flatten()[number][0]

@@ -30,6 +30,7 @@ from embedserve.bulk.parts import Part
 from embedserve.bulk.progress import Progress, State, clock_time
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 from embedserve.settings import Settings
 from embedserve.tokenization import Truncate
 
@@ -107,12 +108,12 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
         name = signal.Signals(stopped.number).name
         print(
             f"embedserve: stopped by {name}; run the same command to go on: what is finished of "
-            f"{options.target} is kept",
+            f"{escaped(str(options.target))} is kept",
             file=sys.stderr,
         )
         return 128 + stopped.number
     took = f"{clock_time(time.monotonic() - begin)}{rate}"
-    print(f"{job.target}: {_shown(totals, job)}; {took}")
+    print(escaped(f"{job.target}: {_shown(totals, job)}; {took}"))
     return 0
 
 
@@ -132,6 +133,7 @@ def _embed(
     dtype = np.dtype(options.dtype).newbyteorder("<")
     maker = Maker(form(options.selection.vector, how.dimensions, dtype), dtype, plan.on_error)
     job = Job(options.target, plan)
+    job.check_source(options.source)
     totals = job.finished()
     if totals is not None:
         return job, totals, ", it was there already, made by this very job"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from embedserve import regular_file
 from embedserve.bulk.chunks import Reader, Selection
 from embedserve.bulk.delimited import Delimited, TabSeparated
 from embedserve.bulk.jsonl import JsonLines
@@ -25,6 +26,7 @@ def open_input(path: Path, selection: Selection, chunk_rows: int) -> Reader:
     if path.suffix.lower() not in INPUTS:
         raise StartupError(f"{path}: an input ends in one of {', '.join(INPUTS)}", Exit.USAGE)
     try:
+        regular_file.check(path)
         return INPUTS[path.suffix.lower()](path, selection, chunk_rows)
     except OSError as error:
         raise StartupError(f"{path}: cannot be read: {error.strerror}", Exit.NOINPUT) from error

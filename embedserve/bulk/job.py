@@ -7,20 +7,20 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from embedserve import regular_file
 from embedserve.bulk.outputs import Output
-from embedserve.bulk.parts import Part, Parts, write_whole
+from embedserve.bulk.parts import LOCK, RECORD, TEMPORARY, Part, Parts, write_whole
 from embedserve.errors import Exit, StartupError
 
 FORMAT = 1
-RECORD, LOCK = "job.json", "lock"
 # Of the input's content so much is read at either end, to know it again.
 ENDS = 2**20
+MOST_RECORD = 2**24  # bytes of a record: a list of columns at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,20 @@ class Job:
         self.errors = _beside(target, ".errors.jsonl")
         self._done = _beside(target, ".job.json")
 
+    def check_source(self, source: Path) -> None:
+        """StartupError where the input is one of the files that the job writes: OUTPUT, or beside.
+
+        Compared as files, whatever they are called.
+        """
+        for path in (self.target, self.errors, self._done):
+            with contextlib.suppress(FileNotFoundError):
+                if path.samefile(source):
+                    raise StartupError(
+                        f"{source}: is the same file as {path}, which is written; name another "
+                        "OUTPUT",
+                        Exit.USAGE,
+                    )
+
     def finished(self) -> Totals | None:
         """What OUTPUT has, where it is there and this very job made it."""
         done = _read(self._done)
@@ -93,26 +107,33 @@ class Job:
             return None
         if self.target.stat().st_size != done.get("bytes"):
             return None
-        shutil.rmtree(self.directory, ignore_errors=True)  # killed before they were removed
-        return Totals(**done["totals"])
+        try:
+            totals = Totals(**done["totals"])
+        except (KeyError, TypeError):  # not what was written
+            return None
+        self.parts.remove()  # killed before they were removed
+        return totals
 
     @contextlib.contextmanager
     def open(self, overwrite: bool) -> Iterator[None]:
         """Begin, or go on with what is finished; nobody else works on it meanwhile.
 
         StartupError where OUTPUT is there already or the parts are of another job, unless they are
-        to be overwritten.
+        to be overwritten; and where OUTPUT.parts has a file that no job wrote, in any case.
         """
         begun = (self.directory / RECORD).exists()
-        if self.target.exists() and not begun and not overwrite:
+        if os.path.lexists(self.target) and not begun and not overwrite:
             raise StartupError(
                 f"{self.target}: exists, and is not of this very job; name another file, or say "
                 "--overwrite",
                 Exit.CANTCREAT,
             )
         try:
-            self.directory.mkdir(exist_ok=True)
-            lock = (self.directory / LOCK).open("wb")
+            with contextlib.suppress(FileExistsError):
+                self.directory.mkdir()
+            self.parts.check()
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.fdopen(os.open(self.directory / LOCK, flags, 0o666), "rb")
         except OSError as error:
             raise StartupError(
                 f"{self.directory}: cannot be made: {error.strerror}", Exit.CANTCREAT
@@ -120,7 +141,7 @@ class Job:
         with lock:
             self._lock(lock)
             if overwrite and _read(self.directory / RECORD) != self._record():
-                self._clear()
+                self.parts.clear()
             self._check_record()
             yield
 
@@ -130,14 +151,14 @@ class Job:
         for part in self.parts:
             totals = totals.plus(part)
         self._write_errors(totals.bad)
-        write_whole(self.target, lambda file: output.join(self.parts, facts, file))
+        self.parts.write(self.target, "output", lambda f: output.join(self.parts, facts, f))
         done = {
             "plan": self._record(),
             "totals": asdict(totals),
             "bytes": self.target.stat().st_size,
         }
-        write_whole(self._done, lambda file: _write_json(file, done))
-        shutil.rmtree(self.directory)
+        self.parts.write(self._done, "done", lambda file: _write_json(file, done))
+        self.parts.remove()
         return totals
 
     def _write_errors(self, count: int) -> None:
@@ -150,16 +171,10 @@ class Job:
                 for row in part.bad:
                     file.write(json.dumps(row._asdict()).encode() + b"\n")
 
-        write_whole(self.errors, write)
+        self.parts.write(self.errors, "errors", write)
 
     def _record(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self.plan)}
-
-    def _clear(self) -> None:
-        """Forget what another job finished: its record last."""
-        for path in sorted(self.directory.iterdir(), key=lambda path: path.name == RECORD):
-            if path.name != LOCK:
-                path.unlink()
 
     def _lock(self, file: BinaryIO) -> None:
         try:
@@ -174,18 +189,23 @@ class Job:
         path, now = self.directory / RECORD, self._record()
         before = _read(path)
         if before is None:
-            if any(self.parts):
+            if path.exists() or any(self.parts):
                 raise StartupError(f"{path}: missing or unreadable; {_AGAIN}", Exit.CANTCREAT)
-            write_whole(path, lambda file: _write_json(file, now))
+            self._write_record(now)
             return
         odd = [name for name in now if before.get(name) != now[name]]
         # Up to the first bad row all ways of treating one are the same, and past it `stop` wrote
         # nothing.
-        if odd == ["on_error"] and before["on_error"] == "stop":
-            write_whole(path, lambda file: _write_json(file, now))
+        if odd == ["on_error"] and before.get("on_error") == "stop":
+            self._write_record(now)
         elif odd:
             found = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in odd)
             raise StartupError(f"{self.directory}: begun with {found}; {_AGAIN}", Exit.CANTCREAT)
+
+    def _write_record(self, record: Mapping[str, object]) -> None:
+        path = self.directory / RECORD
+        temporary = self.directory / f"{RECORD}{TEMPORARY}"
+        write_whole(path, temporary, lambda file: _write_json(file, record))
 
 
 _AGAIN = "to begin anew, say --overwrite"
@@ -197,8 +217,8 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(regular_file.read(path, MOST_RECORD))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -22,6 +22,8 @@ from embedserve.bulk.chunks import (
     text_of,
 )
 
+# Deeper nesting is a bad row: orjson writes 254 levels, and readers have limits of their own.
+MOST_DEPTH = 100
 BOM = b"\xef\xbb\xbf"
 
 
@@ -93,6 +95,8 @@ def _parse(line: bytes | None, selection: Selection) -> tuple[str | Problem, byt
         return Problem("invalid_json", f"no JSON in UTF-8 at character {error.pos}"), b"{}"
     if not isinstance(value, dict):
         return Problem("invalid_type", "the line is no object"), b"{}"
+    if line.count(b"[") + line.count(b"{") > MOST_DEPTH and is_deep(value, MOST_DEPTH):
+        return Problem("invalid_json", f"nested deeper than {MOST_DEPTH}"), b"{}"
     if selection.vector in value and selection.kept([selection.vector]):
         kept = {name: content for name, content in value.items() if name != selection.vector}
         problem = Problem("column_exists", f"{selection.vector} is there already")
@@ -100,6 +104,17 @@ def _parse(line: bytes | None, selection: Selection) -> tuple[str | Problem, byt
     if selection.text not in value:
         return Problem("missing_column", f"there is no {selection.text}"), line.strip()
     return text_of(value[selection.text], selection.text), line.strip()
+
+
+def is_deep(value: object, most: int) -> bool:
+    """Whether arrays and objects stand in one another deeper than `most`."""
+    level = [value]
+    for _ in range(most + 1):
+        nested = [v for v in level if isinstance(v, dict | list)]
+        level = [m for v in nested for m in (v.values() if isinstance(v, dict) else v)]
+        if not nested:
+            return False
+    return True
 
 
 class JsonColumns:

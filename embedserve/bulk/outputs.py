@@ -71,9 +71,8 @@ class JsonLines:
     def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
         out = io.BytesIO()
         for content, vector in zip(columns.objects(rows), self._rendered(vectors), strict=True):
-            out.write(content[:-1])
-            if content != b"{}":
-                out.write(b",")
+            members = content[:-1].rstrip()
+            out.write(members if members == b"{" else members + b",")
             out.write(self._key + vector + b"}\n")
         return out.getvalue()
 
@@ -99,8 +98,11 @@ class Parquet:
         self._type = pa.list_(pa.from_numpy_dtype(dtype), dimension)
 
     def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
+        with arrow.translated("the rows"):
+            return self._stream(columns.table(rows), vectors)
+
+    def _stream(self, table: Any, vectors: Vectors) -> bytes:
         pa = arrow.load()
-        table = columns.table(rows)
         field = pa.field(self._name, self._type)
         schema = table.schema.append(field)
         table = pa.Table.from_arrays([*table.columns, self._array(vectors)], schema=schema)
@@ -110,6 +112,10 @@ class Parquet:
         return sink.getvalue()
 
     def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
+        with arrow.translated("the rows"):
+            self._write(parts, facts, file)
+
+    def _write(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
         pa, parquet = arrow.load(), arrow.load("pyarrow.parquet")
         tables = self._tables(parts)
         first = next(tables, None)
@@ -134,8 +140,8 @@ class Parquet:
                 continue
             types = types or arrow.unite(_kinds(parts))
             table = stream.read_all()
-            columns = arrow.typed(table.column(arrow.OBJECTS), types)
-            yield pa.table({**columns, self._name: table.column(self._name)})
+            objects, vectors = table.columns  # by place: names may be anything
+            yield pa.table({**arrow.typed(objects, types), self._name: vectors})
 
     def _array(self, vectors: Vectors) -> Any:
         pa = arrow.load()
@@ -177,4 +183,6 @@ def check_output(path: Path) -> type[Output]:
         raise StartupError(f"{path}: an output ends in one of {', '.join(OUTPUTS)}", Exit.USAGE)
     if not path.parent.is_dir():
         raise StartupError(f"{path}: {path.parent} is no directory", Exit.CANTCREAT)
+    if path.exists() and not path.is_file():
+        raise StartupError(f"{path}: is no regular file; name another", Exit.CANTCREAT)
     return OUTPUTS[path.suffix.lower()]

@@ -21,7 +21,9 @@ from embedserve.bulk.chunks import (
     text_of,
 )
 from embedserve.bulk.delimited import check_names
+from embedserve.bulk.jsonl import MOST_DEPTH
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import shortened
 
 
 class Parquet:
@@ -31,14 +33,21 @@ class Parquet:
         arrow.load()
         self._path, self._selection = path, selection
         self._file = _open(path)
-        self._schema = self._file.schema_arrow
+        with arrow.translated(str(path)):
+            self._schema = self._file.schema_arrow
+            metadata = self._file.metadata
+            self._chunk_rows = _chunk_rows(metadata, chunk_rows)
         check_names(self._schema.names, selection, path)
         _check_text(self._schema.field(selection.text).type, selection.text, path)
-        metadata = self._file.metadata
         self.rows: int | None = metadata.num_rows
         self.end: int = metadata.num_rows
-        self._chunk_rows = _chunk_rows(metadata, chunk_rows)
         self._kept = selection.kept(self._schema.names)
+        for name in self._kept:
+            if arrow.depth(self._schema.field(name).type) > MOST_DEPTH:
+                raise StartupError(
+                    f"{path}: {name} is nested deeper than {MOST_DEPTH}; leave it out with --drop",
+                    Exit.DATAERR,
+                )
         self._columns = list(dict.fromkeys([*self._kept, selection.text]))
         self._batches: Iterator[Any] = iter(())
         self._place = -1  # the row that comes next of them; none has been asked for
@@ -52,15 +61,15 @@ class Parquet:
 
     def read(self, cut: Cut) -> Chunk:
         pa = arrow.load()
-        try:
+        with arrow.translated(f"{self._path}: rows {cut.line} to {cut.next_line - 1}"):
             if cut.start != self._place:
                 self._seek(cut.start)
             table = pa.Table.from_batches(list(self._take(cut.end - cut.start)))
-        except (OSError, pa.ArrowException) as error:
-            raise StartupError(f"{self._path}: cannot be read: {error}", Exit.DATAERR) from error
-        texts, problems = split(self._texts(table.column(self._selection.text)))
-        columns = ArrowColumns(table.select(self._kept))
-        return Chunk(cut, range(cut.line, cut.next_line), texts, problems, columns)
+            texts, problems = split(self._texts(table.column(self._selection.text)))
+            kept, wrong = _sound(table.select(self._kept))
+        problems = {**wrong, **problems}
+        texts = [None if place in problems else text for place, text in enumerate(texts)]
+        return Chunk(cut, range(cut.line, cut.next_line), texts, problems, ArrowColumns(kept))
 
     def _texts(self, column: Any) -> Iterator[str | Problem]:
         pa = arrow.load()
@@ -88,7 +97,9 @@ class Parquet:
     def _take(self, rows: int) -> Iterator[Any]:
         """Batches of the next `rows` rows."""
         while rows:
-            batch = next(self._batches)
+            batch = next(self._batches, None)
+            if batch is None:
+                raise ValueError("there are fewer rows than its footer says")
             if len(batch) > rows:
                 self._batches = itertools.chain([batch.slice(rows)], self._batches)
                 batch = batch.slice(0, rows)
@@ -98,11 +109,13 @@ class Parquet:
 
 
 def _open(path: Path) -> Any:
-    pa, parquet = arrow.load(), arrow.load("pyarrow.parquet")
+    parquet = arrow.load("pyarrow.parquet")
     path.stat()  # what is not there is no damaged file
     try:
         return parquet.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # beside pyarrow's own, any of Python's
         raise StartupError(f"{path}: cannot be read as Parquet: {error}", Exit.DATAERR) from error
 
 
@@ -115,9 +128,17 @@ def _check_text(kind: Any, column: str, path: Path) -> None:
 
 
 def _chunk_rows(metadata: Any, most: int) -> int:
-    """Rows of a chunk: fewer than `most` where so many would have more than CHUNK_BYTES."""
-    groups = range(metadata.num_row_groups)
-    size = sum(metadata.row_group(group).total_byte_size for group in groups)
+    """Rows of a chunk: fewer than `most` where so many would have more than CHUNK_BYTES.
+
+    ValueError where the footer contradicts itself.
+    """
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    rows, size = (
+        [group.num_rows for group in groups],
+        sum(group.total_byte_size for group in groups),
+    )
+    if size < 0 or min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise ValueError(f"row groups of {rows[:10]} rows, and {metadata.num_rows} in all")
     return max(1, min(most, CHUNK_BYTES * metadata.num_rows // size)) if size else most
 
 
@@ -131,7 +152,8 @@ class ArrowColumns:
         table = self.table(rows)
         if not table.num_columns:
             return [b"{}"] * len(rows)
-        names, columns = table.column_names, [_plain(column) for column in table.columns]
+        names = table.column_names
+        columns = [arrow.values(column) for column in table.columns]
         listed = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         return [orjson.dumps(row, _json, orjson.OPT_NON_STR_KEYS) for row in listed]
 
@@ -143,13 +165,19 @@ class ArrowColumns:
         return self._table.take(list(rows))
 
 
-def _plain(column: Any) -> list[Any]:
-    """A column's values as Python has them; times as text, which Python has without nanoseconds."""
-    pa, types = arrow.load(), arrow.load("pyarrow.types")
-    if types.is_timestamp(column.type) or types.is_time(column.type):
-        column = column.cast(pa.string())
-    values: list[Any] = column.to_pylist()
-    return values
+def _sound(table: Any) -> tuple[Any, dict[int, Problem]]:
+    """The table with null for values that are none of their column's type, and their rows."""
+    problems: dict[int, Problem] = {}
+    for number, name in enumerate(table.column_names):
+        bad = arrow.unsound(table.column(number))
+        if bad:
+            places = [None if place in bad else place for place in range(len(table))]
+            column = arrow.decoded(table.column(number)).take(arrow.load().array(places))
+            table = table.set_column(number, name, column)
+            said = shortened(f"{name} has a value that is none of its type: ", 200)
+            found = {place: Problem("invalid_value", said + why) for place, why in bad.items()}
+            problems = {**found, **problems}
+    return table, problems
 
 
 def _json(value: object) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from embedserve.bulk.chunks import BadRow, Cut
 from embedserve.errors import Exit, StartupError
 
 TEMPORARY = ".tmp"
+RECORD, LOCK = "job.json", "lock"
+# What stands in the directory of a job: nothing else there is ever removed.
 _NAME = re.compile(r"(\d{8,})\.part")
+_TEMPORARY = re.compile(r"(?:\d{8,}\.part|job\.json|output|errors|done)\.tmp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,46 @@ class Parts:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    def check(self) -> None:
+        """StartupError where the directory is no directory of a job: it is left as it is."""
+        if self.directory.is_symlink() or not self.directory.is_dir():
+            raise StartupError(
+                f"{self.directory}: is a link or no directory; move it away, or name another "
+                "OUTPUT",
+                Exit.CANTCREAT,
+            )
+        for path in self.directory.iterdir():
+            if not _is_own(path):
+                raise StartupError(
+                    f"{path}: is not of embedserve, which would remove {self.directory} at its "
+                    "end; move it away, or name another OUTPUT",
+                    Exit.CANTCREAT,
+                )
+
+    def clear(self) -> None:
+        """Remove what another job finished: its record last, and the lock stays."""
+        own = [p for p in self.directory.iterdir() if _is_own(p) and p.name != LOCK]
+        for path in sorted(own, key=lambda path: path.name == RECORD):
+            path.unlink()
+
+    def remove(self) -> None:
+        """Remove the directory; what somebody else put there stays, and with it the directory."""
+        if self.directory.is_symlink() or not self.directory.is_dir():
+            return
+        self.clear()
+        (self.directory / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def write(self, path: Path, kind: str, write: Callable[[BinaryIO], None]) -> None:
+        """Write a file beside the directory: meanwhile it stands in it, as `kind`."""
+        write_whole(path, self.directory / f"{kind}{TEMPORARY}", write)
+
     def cuts(self) -> dict[int, Cut]:
         """The chunks that are finished, by number; what was half written is removed."""
-        for path in self.directory.glob(f"*{TEMPORARY}"):
-            path.unlink()
+        for path in self.directory.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
         return {part.cut.number: part.cut for part in self}
 
     def put(self, part: Part) -> None:
@@ -55,7 +95,8 @@ class Parts:
             file.write(json.dumps(head).encode() + b"\n")
             file.write(part.payload)
 
-        write_whole(self.directory / f"{part.cut.number:08}.part", write)
+        name = f"{part.cut.number:08}.part"
+        write_whole(self.directory / name, self.directory / f"{name}{TEMPORARY}", write)
 
     def __iter__(self) -> Iterator[Part]:
         """Each part without its payload, in the order of the input."""
@@ -91,14 +132,23 @@ def _broken(path: Path) -> StartupError:
     return StartupError(f"{path}: is not what was written; remove it, and run again", Exit.DATAERR)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _is_own(path: Path) -> bool:
+    """Whether a name is one of a job's, and a file: what a link names is somebody else's."""
+    name = path.name
+    is_named = name in (RECORD, LOCK) or _NAME.fullmatch(name) or _TEMPORARY.fullmatch(name)
+    return bool(is_named) and stat.S_ISREG(path.lstat().st_mode)
+
+
+def write_whole(path: Path, temporary: Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file under another name, bring it to the disk, and give it its name.
 
-    StartupError names the file where the disk does not take it.
+    No link is followed: what stands under either name is replaced. StartupError names the file
+    where the disk does not take it.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # of a run that was killed
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

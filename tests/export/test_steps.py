@@ -145,3 +145,14 @@ def test_a_step_forked_here_is_one_too(nurseries: Nurseries, tmp_path: Path) -> 
         step.result()
     with nurseries.start(MODULE, {}, tmp_path) as step:
         assert step.result()["loaded_by"] == os.getpid() == step_that.LOADED_BY[0]
+
+
+def test_no_module_of_the_working_directory(
+    nurseries: Nurseries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies where an export is started is not imported by its steps."""
+    for name in ("ctypes", "resource", "json", "tempfile", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/ran', 'a').write('{name} ')")
+    monkeypatch.chdir(tmp_path)
+    assert run(nurseries, tmp_path, {"allocate": 1})["allocated"] == 1
+    assert not (tmp_path / "ran").exists()
