@@ -70,10 +70,12 @@ def test_tree() -> None:
 def test_promises() -> None:
     """Each promise of docs/promises.md names tests that are there; each file of tests is named."""
     text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    named = re.findall(r"`(attack/)?(test_\w+\.py)::(\w+)", text)
     assert len(named) >= 25
-    for file, name in named:
-        source = (ROOT / "tests" / "faults" / file).read_text(encoding="utf-8")
+    for attack, file, name in named:
+        source = (ROOT / "tests" / (attack or "faults") / file).read_text(encoding="utf-8")
         assert re.search(rf"^(?:class|def) {name}\b", source, re.MULTILINE), f"{file}::{name}"
-    files = {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")}
-    assert {file for file, _ in named} == files
+    for folder, prefix in (("faults", ""), ("attack", "attack/")):
+        files = {path.name for path in (ROOT / "tests" / folder).glob("test_*.py")}
+        assert files
+        assert {file for attack, file, _ in named if attack == prefix} == files
