@@ -69,7 +69,7 @@ test-models: .venv-export/.installed .venv-dev/.installed  ## every shape of a w
 # The server's, under load and with the soak: an idle machine. Then the export's: each operation on
 # files fails once, thirty kills, disks of every size: six minutes.
 test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported
-	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults
+	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults tests/attack
 	$(EXPORT_FAULTS)
 
 # Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
