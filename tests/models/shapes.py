@@ -145,7 +145,6 @@ SHAPES: Mapping[str, Shape] = {
 SAMPLE = (
     "bert-unigram-multilingual-minilm",
     "modernbert-mmbert-gemma-tokenizer",
-    "gte-new",
     "gemma3-other-thetas",
     "t5-gtr",
     "camembert-514",
