@@ -72,8 +72,9 @@ def test_promises() -> None:
     text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
     assert len(named) >= 25
+    folders = (ROOT / "tests" / "faults", ROOT / "tests" / "attack")
+    files = {path.name: path for folder in folders for path in folder.glob("test_*.py")}
     for file, name in named:
-        source = (ROOT / "tests" / "faults" / file).read_text(encoding="utf-8")
+        source = files[file].read_text(encoding="utf-8")
         assert re.search(rf"^(?:class|def) {name}\b", source, re.MULTILINE), f"{file}::{name}"
-    files = {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")}
-    assert {file for file, _ in named} == files
+    assert {file for file, _ in named} == set(files)
