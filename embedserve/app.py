@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve import allocator, body, metrics, pages, schemas
+from embedserve.allowance import Allowance
 from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
@@ -47,6 +48,7 @@ class Service:
         self.registry = registry
         self.metrics = metrics
         self.created = int(time.time())
+        self._scrapes, self._scraped = Allowance(), b""
         cache = VectorCache(settings.cache_mb * 1_000_000) if settings.cache_mb else None
         self.worker = Worker(
             registry.engines(),
@@ -88,7 +90,12 @@ class Service:
         return _json(schemas.render({**self._openai_model(name), **facts}))
 
     async def get_metrics(self, request: Request) -> Response:
-        return Response(self.metrics.render(), media_type=metrics.CONTENT_TYPE)
+        # Some 4 ms each: a flood of scrapes gets what was rendered tens of milliseconds ago.
+        start = time.perf_counter()
+        if self._scrapes.is_left(start):
+            self._scraped = self.metrics.render()
+            self._scrapes.spend(time.perf_counter() - start)
+        return Response(self._scraped, media_type=metrics.CONTENT_TYPE)
 
     async def live(self, request: Request) -> Response:
         self.readiness.check_live()

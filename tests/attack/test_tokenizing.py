@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
 from tests.conftest import MINILM, ROOT, Server, Start
-from tests.faults.traffic import post
+from tests.faults.traffic import get, post
 from tests.faults.watched import processor, resident
 
 # The most characters that a text of all-MiniLM-L6-v2 may have, each a token.
@@ -67,11 +68,12 @@ class Watch:
         self.slowest = 0.0
         self.largest = 0
         self._server = server
-        self._over = threading.Event()
+        self._ready, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look)
 
     def __enter__(self) -> Watch:
         self._thread.start()
+        assert self._ready.wait(30)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,6 +82,8 @@ class Watch:
 
     def _look(self) -> None:
         with self._server.client() as client:
+            client.get("/livez")  # its connection is open from now on
+            self._ready.set()
             while not self._over.wait(0.01):
                 start = time.perf_counter()
                 assert client.get("/livez").status_code == 200
@@ -220,3 +224,32 @@ def test_what_comes_is_what_the_model_sees(fresh: Server) -> None:
             assert whole["data"][i] == {**alone, "index": i}
     assert len(whole["data"]) == len(texts)
     assert json.dumps(whole).count('"tokens"') == 2 * len(texts)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda i: post({"model": MINILM, "input": f"{i} {GREEK[:480]}"}),
+        lambda i: get("/metrics"),
+    ],
+    ids=["short texts of rare letters", "metrics"],
+)
+def test_many_at_once_leave_the_loop_free(
+    fresh: Server, request_of: Callable[[int], bytes]
+) -> None:
+    """300 clients send at the same time what the loop does itself: /livez is answered."""
+    address = httpx.URL(fresh.url)
+    with contextlib.ExitStack() as opened:
+        connections = [
+            opened.enter_context(socket.create_connection((address.host, address.port or 80)))
+            for _ in range(300)
+        ]
+        with Watch(fresh) as watch:
+            for i, connection in enumerate(connections):
+                connection.settimeout(60)
+                connection.sendall(request_of(i))
+            assert {status_of(connection) for connection in connections} <= {200, 429}
+    print(f"\n/livez {watch.slowest * 1000:.0f} ms")
+    # Beside other work it was 0.23 to 0.34 s: what is left is a millisecond of each request, in one
+    # go of the loop. Before, 1.4 to 1.6 s.
+    assert watch.slowest <= 3 * LIVE_SECONDS
