@@ -143,7 +143,7 @@ class TestHealthy:
         # The largest request: texts of four bytes a character with their UTF-8, and the answer.
         largest = 5 * 1_000_000 + 2048 * (4 * 20 + 1000)
         assert bound["requests_in_flight"] == largest + 7_000_000 // 8
-        assert bound["connections"] == 10 * 40_000
+        assert bound["connections"] == 10 * 80_000
         assert bound["most"] == sum(v for k, v in bound.items() if k != "most")
         text = run("doctor", *flags(place), "--model", "tiny", *allowed).stdout
         assert re.search(rf"^  at most +{bound['most'] / 1e6:.0f} MB$", text, re.MULTILINE)

