@@ -56,6 +56,8 @@ class Fuzzer:
         self._port, self._seed, self._folder = port, seed, folder
         self._kept = folder / "kept"
         self._kept.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("last-*.json"):
+            path.unlink()
         self._entries = corpus(CORPUS, self._kept)
         self._numbers = itertools.count()
         self._seen: set[tuple[Answer, ...]] = set()
@@ -164,7 +166,7 @@ def main() -> None:
 
     def stop(*_: object) -> None:
         fuzzer.write_last()
-        raise SystemExit(1)
+        os._exit(1)  # whatever the loop is doing
 
     signal.signal(signal.SIGTERM, stop)
     asyncio.run(fuzzer.fuzz(float(seconds)))
