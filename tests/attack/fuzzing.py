@@ -31,7 +31,7 @@ CONNECTIONS = 48
 SEND_SECONDS = 2.0  # after which an input that the server does not take is given up
 QUIET_SECONDS = 0.15  # without an answer, after which a client leaves
 MOST_READ = 8_000_000  # bytes of answers that a connection looks at
-MOST_KEPT = 400  # inputs with new answers
+MOST_KEPT = 1_000  # entries that inputs are drawn from, of this run and earlier ones
 KEPT_BYTES = 4_096  # of one
 LAST = 200  # inputs that are written when the server fails: one of them did it
 MOST_FAILURES = 10
@@ -46,6 +46,11 @@ class Done:
     kept: int = 0
     statuses: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[str] = field(default_factory=list)
+
+    def dumped(self) -> str:
+        """The counts as JSON, for who watches."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields, sort_keys=True)
 
 
 class Fuzzer:
@@ -128,7 +133,7 @@ class Fuzzer:
         self.done.statuses.update([str(answer.status) for answer in found] or ["nothing"])
         kinds = tuple(dict.fromkeys(found))
         is_small = len(data) <= KEPT_BYTES
-        if kinds not in self._seen and is_small and len(self._seen) < MOST_KEPT:
+        if kinds not in self._seen and is_small and len(self._entries) < MOST_KEPT:
             self._seen.add(kinds)
             self.done.kept += 1
             self._entries.append(Entry(data, is_body=False))
@@ -166,23 +171,12 @@ def main() -> None:
 
     def stop(*_: object) -> None:
         fuzzer.write_last()
+        print(fuzzer.done.dumped(), flush=True)
         os._exit(1)  # whatever the loop is doing
 
     signal.signal(signal.SIGTERM, stop)
     asyncio.run(fuzzer.fuzz(float(seconds)))
-    done = fuzzer.done
-    counts = dict(sorted(done.statuses.items()))
-    print(
-        json.dumps(
-            {
-                "inputs": done.inputs,
-                "sent": done.sent,
-                "kept": done.kept,
-                "statuses": counts,
-                "failures": done.failures,
-            }
-        )
-    )
+    print(fuzzer.done.dumped())
 
 
 if __name__ == "__main__":
