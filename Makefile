@@ -42,7 +42,7 @@ IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
 
 .PHONY: serve export test test-serve test-export test-models test-clients test-otel test-slow test-faults test-ray
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
-.PHONY: test-observe dashboard-picture
+.PHONY: test-observe dashboard-picture fuzz
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -71,6 +71,11 @@ test-models: .venv-export/.installed .venv-dev/.installed  ## every shape of a w
 test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported
 	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults tests/attack
 	$(EXPORT_FAULTS)
+
+# Its seed is printed; build/fuzz keeps the inputs whose answers were new, and those that failed.
+SECONDS ?= 1800
+fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## half an hour of drawn HTTP and JSON
+	.venv-dev/bin/python -m tests.attack.fuzz $(SECONDS) $(SEED)
 
 # Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
 test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dashboard, rules, Prometheus

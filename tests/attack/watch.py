@@ -61,11 +61,11 @@ def attacked(folder: Path, *flags: str) -> Iterator[Served]:
 def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen:
     """Let so many connections do a form for a while, and watch."""
     pid, port = server.process.pid, server.address[1]
-    seen = Seen(before=_memory(pid, "VmRSS"), bound=bound(server))
+    seen = Seen(before=memory(pid, "VmRSS"), bound=bound(server))
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew: proc(5)
     with (
-        _asking(port, LIVEZ, 0.02, seen.failures) as livez,
-        _asking(port, post(QUERY), 0.05, seen.failures) as query,
+        asking(port, LIVEZ, 0.02, seen.failures) as livez,
+        asking(port, post(QUERY), 0.05, seen.failures) as query,
     ):
         words = ("-m", "tests.attack.attackers", str(port), str(connections), str(seconds))
         done = subprocess.run(
@@ -81,14 +81,14 @@ def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen
         seen.attackers = done.stdout.strip()
     seen.livez, seen.query = max(livez), max(query)
     end = time.monotonic() + SECONDS_AFTER
-    while (now := _memory(pid, "VmRSS")) > seen.before + KEPT and time.monotonic() < end:
+    while (now := memory(pid, "VmRSS")) > seen.before + KEPT and time.monotonic() < end:
         time.sleep(0.1)
     seen.after = now
-    seen.peak = _memory(pid, "VmHWM")
+    seen.peak = memory(pid, "VmHWM")
     return seen
 
 
-def _memory(pid: int, name: str) -> int:
+def memory(pid: int, name: str) -> int:
     """Bytes: VmRSS now, VmHWM at the most."""
     found = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found
@@ -96,7 +96,7 @@ def _memory(pid: int, name: str) -> int:
 
 
 @contextlib.contextmanager
-def _asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iterator[list[float]]:
+def asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iterator[list[float]]:
     """A client that asks again and again on kept connections and new ones; its waits in seconds."""
     waits: list[float] = [0.0]
     over = threading.Event()
