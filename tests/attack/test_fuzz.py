@@ -26,9 +26,10 @@ def test_a_server_bears_drawn_requests(tmp_path: Path) -> None:
     """5 s of drawn HTTP and JSON, with a key and without, leave the server as it was.
 
     It does not end; its log has no traceback; every answer is well-formed, and none is a 5xx that a
-    client caused; memory stays within the printed bound, another client's /livez within 0.25 s.
+    client caused; memory stays within the printed bound, another client's /livez within a second,
+    beside other work (a quarter in the long runs).
     """
-    line, failures = fuzz(5, "1", tmp_path)
+    line, failures = fuzz(5, "1", tmp_path, livez=1.0)
     print(line)
     assert not failures, (line, failures)
 

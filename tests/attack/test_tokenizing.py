@@ -24,7 +24,9 @@ MARKS = ["!" * 64_000] * 130
 # Words of 99 letters cost the most of English letters: WordPiece tries each of their ends.
 WORDS = [" ".join(["q" * 99] * 160)] * 80  # 1.28 MB
 GREEK = " ".join(["αβγδεζηθικλμν" * 7] * 800)[:64_000]
-LIVE_SECONDS = 0.25
+# Four times the promise: these tests share the cores with what they attack (quiet: 15 to 50 ms).
+# What they are for took 1.4 to 20 s.
+LIVE_SECONDS = 1.0
 MAX_WAIT = 0.5
 
 
@@ -252,4 +254,4 @@ def test_many_at_once_leave_the_loop_free(
     print(f"\n/livez {watch.slowest * 1000:.0f} ms")
     # Beside other work it was 0.23 to 0.34 s: what is left is a millisecond of each request, in one
     # go of the loop. Before, 1.4 to 1.6 s.
-    assert watch.slowest <= 3 * LIVE_SECONDS
+    assert watch.slowest <= LIVE_SECONDS
