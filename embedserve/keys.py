@@ -115,7 +115,7 @@ def _credential(header: str) -> str:
 def _read(path: Path) -> list[bytes]:
     """The digests of a file's keys: one a line, lines that begin with # and empty ones left out.
 
-    No word of the file stands in an error: it may be a key.
+    Error messages never quote the file: any word may be a key.
     """
     try:
         content = regular_file.read(path, MOST_BYTES)

@@ -25,7 +25,7 @@ MOST_KINDS = 1000
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message; a traceback's lines stand in the same line, escaped."""
+    """Time, level, logger, message. A traceback is part of the line, with escaped line ends."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s")

@@ -44,7 +44,7 @@ class Task(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class _Started:
-    """A task that waits or runs, and who is told of it."""
+    """A task that waits or runs, with its future and the callback that charges its memory."""
 
     task: Task[Any]
     future: asyncio.Future[Any]

@@ -154,7 +154,7 @@ def decoded(column: Any) -> Any:
 
 
 def unsound(column: Any) -> dict[int, str]:
-    """Rows of a column whose value is none of its type (text that is not UTF-8), and why."""
+    """Rows of a column with an invalid value (text that is not UTF-8), and the reason."""
     pa = load()
     try:
         column.validate(full=True)

@@ -21,7 +21,7 @@ BAD_ROWS: Mapping[str, str] = {
     "invalid_json": "the line is no JSON in UTF-8, or nested deeper than 100",
     "invalid_csv": "the row is not CSV, or has more or fewer fields than the header",
     "invalid_utf8": "the row is not UTF-8",
-    "invalid_value": "a column that is kept has a value that is none of its type (Parquet)",
+    "invalid_value": "a kept column has a value that is invalid for its type (Parquet)",
     "line_too_long": "the line or row has more than 16 MiB",
     "invalid_type": "the line is no object, or the text no string",
     "missing_column": "the row has no such column, or null in it",

@@ -107,7 +107,7 @@ def _parse(line: bytes | None, selection: Selection) -> tuple[str | Problem, byt
 
 
 def is_deep(value: object, most: int) -> bool:
-    """Whether arrays and objects stand in one another deeper than `most`."""
+    """Whether arrays and objects are nested deeper than `most`."""
     level = [value]
     for _ in range(most + 1):
         nested = [v for v in level if isinstance(v, dict | list)]

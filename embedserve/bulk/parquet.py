@@ -174,7 +174,7 @@ def _sound(table: Any) -> tuple[Any, dict[int, Problem]]:
             places = [None if place in bad else place for place in range(len(table))]
             column = arrow.decoded(table.column(number)).take(arrow.load().array(places))
             table = table.set_column(number, name, column)
-            said = shortened(f"{name} has a value that is none of its type: ", 200)
+            said = shortened(f"{name} has a value that is invalid for its type: ", 200)
             found = {place: Problem("invalid_value", said + why) for place, why in bad.items()}
             problems = {**found, **problems}
     return table, problems

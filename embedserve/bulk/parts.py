@@ -17,7 +17,7 @@ from embedserve.errors import Exit, StartupError
 
 TEMPORARY = ".tmp"
 RECORD, LOCK = "job.json", "lock"
-# What stands in the directory of a job: nothing else there is ever removed.
+# Names of files in a job's directory. Files with other names are never removed.
 _NAME = re.compile(r"(\d{8,})\.part")
 _TEMPORARY = re.compile(r"(?:\d{8,}\.part|job\.json|output|errors|done)\.tmp")
 
@@ -76,7 +76,7 @@ class Parts:
             self.directory.rmdir()
 
     def write(self, path: Path, kind: str, write: Callable[[BinaryIO], None]) -> None:
-        """Write a file beside the directory: meanwhile it stands in it, as `kind`."""
+        """Write a file beside the directory. Until it is complete it is inside, named `kind`."""
         write_whole(path, self.directory / f"{kind}{TEMPORARY}", write)
 
     def cuts(self) -> dict[int, Cut]:

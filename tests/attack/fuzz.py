@@ -19,8 +19,9 @@ from typing import Any
 
 from tests.attack.forms import LIVEZ, loaded
 from tests.attack.fuzzing import CONNECTIONS
-from tests.attack.watch import MB, asking, attack, attacked, bound, memory
+from tests.attack.watch import MB, asking, attack, attacked
 from tests.conftest import ROOT
+from tests.faults import watched
 from tests.faults.serving import Served
 
 FOLDER = ROOT / "build" / "fuzz"
@@ -43,8 +44,8 @@ def fuzz(
 def _watched(
     server: Served, seconds: float, seed: str, folder: Path, livez: float
 ) -> tuple[str, list[str]]:
-    pid, most = server.process.pid, bound(server)
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    pid, most = server.process.pid, watched.bound(server.log)
+    watched.forget_peak(pid)
     words = ("-m", "tests.attack.fuzzing", str(server.address[1]), str(seconds), seed, str(folder))
     failures: list[str] = []
     peak = 0
@@ -54,7 +55,7 @@ def _watched(
         while not failures and fuzzer.poll() is None:
             time.sleep(_LOOK_SECONDS)
             if server.process.poll() is None:
-                peak = memory(pid, "VmHWM")
+                peak = watched.peak(pid)
             failures += _failures(server, peak, most, max(waits), livez)
             if time.monotonic() > start + seconds + 60:
                 failures.append("the fuzzer does not end")

@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from embedserve.pending import PROGRESS_SECONDS
+from tests.attack.forms import LIVEZ
+from tests.attack.watch import asking
 from tests.conftest import MINILM, ROOT
 from tests.faults import watched
 from tests.faults.serving import Served, serving, until
@@ -25,7 +25,6 @@ MB = 1_000_000
 HEAD = (
     b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 )
-LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 EMBEDDINGS, TOKENIZE = b"/v1/embeddings", b"/v1/tokenize"
 
 
@@ -86,13 +85,6 @@ def fixture_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]
         yield server
 
 
-def bound(server: Served) -> int:
-    """The most memory, as printed at start, in bytes."""
-    found = re.search(r"at most (\d+) MB", server.log.read_text())
-    assert found
-    return int(found[1]) * MB
-
-
 @pytest.mark.parametrize("name", QUICK)
 def test_memory_stays_within_the_bound(server: Served, name: str) -> None:
     """Whatever a body is made of, from many connections; /livez within a second beside others."""
@@ -109,8 +101,9 @@ def test_others_are_answered(server: Served, name: str) -> None:
 def check(server: Served, name: str, seconds: float) -> None:
     """Attack from 40 connections; another client's /livez takes at most so many seconds."""
     peak, longest = attacked(server, name, 40, 4.0)
-    print(f"{name}: {peak / MB:.0f} of {bound(server) / MB:.0f} MB, livez {longest * 1e3:.0f} ms")
-    assert peak <= bound(server)
+    most = watched.bound(server.log)
+    print(f"{name}: {peak / MB:.0f} of {most / MB:.0f} MB, livez {longest * 1e3:.0f} ms")
+    assert peak <= most
     assert longest <= seconds
 
 
@@ -125,9 +118,9 @@ def test_from_300_connections(server: Served, name: str) -> None:
         time.sleep(0.1)
     print(
         f"{name} x 300: {before / MB:.0f}, {peak / MB:.0f}, {after / MB:.0f} of "
-        f"{bound(server) / MB:.0f} MB, livez {longest * 1e3:.0f} ms"
+        f"{watched.bound(server.log) / MB:.0f} MB, livez {longest * 1e3:.0f} ms"
     )
-    assert peak <= bound(server)
+    assert peak <= watched.bound(server.log)
     assert after <= before + 30 * MB
     assert longest <= 0.25
 
@@ -222,23 +215,17 @@ def received(connection: socket.socket) -> bytes:
 def attacked(server: Served, name: str, connections: int, seconds: float) -> tuple[int, float]:
     """Bytes of memory at the most while a form is sent, and the longest wait for /livez."""
     pid = server.process.pid
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    watched.forget_peak(pid)
     spawned = multiprocessing.get_context("spawn")
     work = (server.address[1], name, connections, seconds)
     process = spawned.Process(target=_send_all, args=work)
-    process.start()
-    waits = [0.0]
-    while process.is_alive():
-        start = time.monotonic()
-        with server.connect() as connection:
-            connection.sendall(LIVEZ)
-            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
-        waits.append(time.monotonic() - start)
-        time.sleep(0.02)
+    failures: list[str] = []
+    with asking(server.address[1], LIVEZ, 0.02, failures) as waits:
+        process.start()
+        process.join()
     assert process.exitcode == 0
-    found = re.search(r"^VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024, max(waits)
+    assert not failures
+    return watched.peak(pid), max(waits)
 
 
 def _send_all(port: int, name: str, connections: int, seconds: float) -> None:

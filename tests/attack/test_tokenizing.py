@@ -7,7 +7,6 @@ import contextlib
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,19 +14,27 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from tests.attack.forms import LIVEZ
+from tests.attack.watch import asking
 from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import get, post
-from tests.faults.watched import processor, resident
+from tests.faults.watched import bound, peak, processor
 
 # The most characters that a text of all-MiniLM-L6-v2 may have, each a token.
 MARKS = ["!" * 64_000] * 130
 # Words of 99 letters cost the most of English letters: WordPiece tries each of their ends.
 WORDS = [" ".join(["q" * 99] * 160)] * 80  # 1.28 MB
 GREEK = " ".join(["αβγδεζηθικλμν" * 7] * 800)[:64_000]
-# Four times the promise: these tests share the cores with what they attack (quiet: 15 to 50 ms).
-# What they are for took 1.4 to 20 s.
-LIVE_SECONDS = 1.0
 MAX_WAIT = 0.5
+# The promise is a quarter of a second, on a machine that has nothing else to do. What it is for
+# took 1.4 to 20 s.
+ANSWERED = pytest.mark.parametrize(
+    "livez",
+    [
+        pytest.param(1.0, id="beside other work"),
+        pytest.param(0.25, id="alone", marks=pytest.mark.slow),
+    ],
+)
 
 
 def tokenize_of(texts: list[str], **headers: str) -> bytes:
@@ -56,41 +63,13 @@ def status_of(connection: socket.socket) -> int:
     return int(head.split(maxsplit=2)[1])
 
 
-def bound(server: Server) -> int:
-    """The most memory, as printed at start, in bytes."""
-    found = re.search(r"at most (\d+) MB", server.log.read_text())
-    assert found
-    return int(found[1]) * 1_000_000
-
-
-class Watch:
-    """Asks /livez and looks at memory until told to stop."""
-
-    def __init__(self, server: Server) -> None:
-        self.slowest = 0.0
-        self.largest = 0
-        self._server = server
-        self._ready, self._over = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        with self._server.client() as client:
-            client.get("/livez")  # its connection is open from now on
-            self._ready.set()
-            while not self._over.wait(0.01):
-                start = time.perf_counter()
-                assert client.get("/livez").status_code == 200
-                self.slowest = max(self.slowest, time.perf_counter() - start)
-                self.largest = max(self.largest, resident(self._server.process.pid))
+@contextmanager
+def asking_livez(server: Server) -> Iterator[list[float]]:
+    """Another client that asks /livez all the time, and gets it; its waits in seconds."""
+    failures: list[str] = []
+    with asking(httpx.URL(server.url).port or 80, LIVEZ, 0.01, failures) as waits:
+        yield waits
+    assert not failures
 
 
 @pytest.fixture
@@ -116,13 +95,15 @@ def within(seconds: float, server: Server, name: str, most: float) -> None:
             assert time.monotonic() < until, f"{name} is {gauge(client, name)}"
 
 
-def test_many_marks_stay_within_the_bound(fresh: Server) -> None:
+@ANSWERED
+def test_many_marks_stay_within_the_bound(fresh: Server, livez: float) -> None:
     """130 texts of 64,000 marks: within the printed bound, and the loop answers others."""
-    with Watch(fresh) as watch, sent(fresh, tokenize_of(MARKS)) as connection:
+    with asking_livez(fresh) as waits, sent(fresh, tokenize_of(MARKS)) as connection:
         assert status_of(connection) == 200
-    print(f"\nlargest {watch.largest / 1e6:.0f} MB, /livez {watch.slowest * 1000:.0f} ms")
-    assert watch.largest <= bound(fresh)
-    assert watch.slowest <= LIVE_SECONDS
+    largest = peak(fresh.process.pid)
+    print(f"\nlargest {largest / 1e6:.0f} MB, /livez {max(waits) * 1000:.0f} ms")
+    assert largest <= bound(fresh.log)
+    assert max(waits) <= livez
 
 
 def test_the_deadline_is_kept(fresh: Server) -> None:
@@ -180,7 +161,8 @@ def test_an_answer_that_nobody_reads_is_counted(fresh: Server) -> None:
     within(5, fresh, "pending_bytes", 0)
 
 
-def test_tokenizing_that_waits_is_admitted_like_passes(start: Start) -> None:
+@ANSWERED
+def test_tokenizing_that_waits_is_admitted_like_passes(start: Start, livez: float) -> None:
     """20 clients with 1.28 MB of long words: 429 for most, and queries within `max_wait`."""
     server = start(
         ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM, "--max-wait", str(MAX_WAIT)
@@ -189,7 +171,7 @@ def test_tokenizing_that_waits_is_admitted_like_passes(start: Start) -> None:
     server.embed(model=MINILM, input=query)
     request = post({"model": MINILM, "input": WORDS})
     slowest = 0.0
-    with concurrent.futures.ThreadPoolExecutor(20) as clients, Watch(server) as watch:
+    with concurrent.futures.ThreadPoolExecutor(20) as clients, asking_livez(server) as live:
 
         def ask(_: int) -> int:
             with sent(server, request) as connection:
@@ -206,14 +188,14 @@ def test_tokenizing_that_waits_is_admitted_like_passes(start: Start) -> None:
         bulk = [answer.result() for answer in answers]
     print(
         f"\nbulk {bulk}, {len(statuses)} queries at most {slowest:.2f} s, {set(statuses)}, "
-        f"predicted {max(waits):.1f} s, /livez {watch.slowest * 1000:.0f} ms"
+        f"predicted {max(waits):.1f} s, /livez {max(live) * 1000:.0f} ms"
     )
     assert set(bulk) == {200, 429}
     assert bulk.count(429) >= 15
     assert max(waits) > MAX_WAIT
     assert set(statuses) <= {200, 429}
     assert slowest <= 2 * MAX_WAIT
-    assert watch.slowest <= LIVE_SECONDS
+    assert max(live) <= livez
 
 
 def test_what_comes_is_what_the_model_sees(fresh: Server) -> None:
@@ -228,6 +210,7 @@ def test_what_comes_is_what_the_model_sees(fresh: Server) -> None:
     assert json.dumps(whole).count('"tokens"') == 2 * len(texts)
 
 
+@ANSWERED
 @pytest.mark.parametrize(
     "request_of",
     [
@@ -237,7 +220,7 @@ def test_what_comes_is_what_the_model_sees(fresh: Server) -> None:
     ids=["short texts of rare letters", "metrics"],
 )
 def test_many_at_once_leave_the_loop_free(
-    fresh: Server, request_of: Callable[[int], bytes]
+    fresh: Server, request_of: Callable[[int], bytes], livez: float
 ) -> None:
     """300 clients send at the same time what the loop does itself: /livez is answered."""
     address = httpx.URL(fresh.url)
@@ -246,12 +229,12 @@ def test_many_at_once_leave_the_loop_free(
             opened.enter_context(socket.create_connection((address.host, address.port or 80)))
             for _ in range(300)
         ]
-        with Watch(fresh) as watch:
+        with asking_livez(fresh) as waits:
             for i, connection in enumerate(connections):
                 connection.settimeout(60)
                 connection.sendall(request_of(i))
             assert {status_of(connection) for connection in connections} <= {200, 429}
-    print(f"\n/livez {watch.slowest * 1000:.0f} ms")
+    print(f"\n/livez {max(waits) * 1000:.0f} ms")
     # Beside other work it was 0.23 to 0.34 s: what is left is a millisecond of each request, in one
     # go of the loop. Before, 1.4 to 1.6 s.
-    assert watch.slowest <= LIVE_SECONDS
+    assert max(waits) <= livez

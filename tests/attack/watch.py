@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tests.attack.forms import KEY, LIVEZ, QUERY, Form, post
 from tests.conftest import MINILM, ROOT
+from tests.faults import watched
 from tests.faults.serving import Served, serving
 
 SECONDS_AFTER = 10.0  # in which memory must be back
@@ -41,13 +41,6 @@ class Seen:
         return f"{memory} MB before/peak/after/bound, {waits} {self.attackers} {self.failures}"
 
 
-def bound(server: Served) -> int:
-    """The most memory, as printed at start, in bytes."""
-    found = re.search(r"at most (\d+) MB", server.log.read_text())
-    assert found
-    return int(found[1]) * MB
-
-
 @contextlib.contextmanager
 def attacked(folder: Path, *flags: str) -> Iterator[Served]:
     """A server of the real model, with a key that good clients have."""
@@ -61,8 +54,8 @@ def attacked(folder: Path, *flags: str) -> Iterator[Served]:
 def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen:
     """Let so many connections do a form for a while, and watch."""
     pid, port = server.process.pid, server.address[1]
-    seen = Seen(before=memory(pid, "VmRSS"), bound=bound(server))
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    seen = Seen(before=watched.resident(pid), bound=watched.bound(server.log))
+    watched.forget_peak(pid)
     with (
         asking(port, LIVEZ, 0.02, seen.failures) as livez,
         asking(port, post(QUERY), 0.05, seen.failures) as query,
@@ -81,18 +74,11 @@ def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen
         seen.attackers = done.stdout.strip()
     seen.livez, seen.query = max(livez), max(query)
     end = time.monotonic() + SECONDS_AFTER
-    while (now := memory(pid, "VmRSS")) > seen.before + KEPT and time.monotonic() < end:
+    while (now := watched.resident(pid)) > seen.before + KEPT and time.monotonic() < end:
         time.sleep(0.1)
     seen.after = now
-    seen.peak = memory(pid, "VmHWM")
+    seen.peak = watched.peak(pid)
     return seen
-
-
-def memory(pid: int, name: str) -> int:
-    """Bytes: VmRSS now, VmHWM at the most."""
-    found = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import pytest
 from embedserve.prose import texts
 from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import Outcome, closed_loop, connected, get, open_loop, post
-from tests.faults.watched import resident
+from tests.faults.watched import bound, resident
 
 TEXTS = 8  # in a request
 MAX_WAIT = 0.5
@@ -59,13 +58,6 @@ def _peak(start: Start, requests: list[bytes]) -> Outcome:
     return best
 
 
-def bound(server: Server) -> int:
-    """The most memory, as printed at start, in bytes."""
-    found = re.search(r"at most (\d+) MB", server.log.read_text())
-    assert found
-    return int(found[1]) * 1_000_000
-
-
 def test_a_refusal_says_when_to_come_again(bench: Bench) -> None:
     """429 with both headers, soon enough to be true; only 200 and 429; within the memory bound."""
 
@@ -82,7 +74,7 @@ def test_a_refusal_says_when_to_come_again(bench: Bench) -> None:
     outcome, wait = asyncio.run(overload())
     assert set(outcome.statuses) == {200, 429}
     assert wait <= 1000 * MAX_WAIT
-    assert resident(bench.server.process.pid) <= bound(bench.server)
+    assert resident(bench.server.process.pid) <= bound(bench.server.log)
 
 
 @pytest.mark.slow
@@ -93,13 +85,13 @@ def test_three_times_capacity(bench: Bench) -> None:
     print(
         f"3x: goodput {goodput:.2f}, 429 p99 {outcome.percentile(429, 0.99) * 1e3:.1f} ms, "
         f"admitted p99 {outcome.percentile(200, 0.99):.2f} s, {dict(outcome.statuses)}, "
-        f"{resident(bench.server.process.pid) / 1e6:.0f} of {bound(bench.server) / 1e6:.0f} MB"
+        f"{resident(bench.server.process.pid) / 1e6:.0f} of {bound(bench.server.log) / 1e6:.0f} MB"
     )
     assert set(outcome.statuses) == {200, 429}
     assert goodput >= 0.9
     assert outcome.percentile(429, 0.99) <= 0.05
     assert outcome.percentile(200, 0.99) <= 1.5 * MAX_WAIT
-    assert resident(bench.server.process.pid) <= bound(bench.server)
+    assert resident(bench.server.process.pid) <= bound(bench.server.log)
 
 
 @pytest.mark.slow

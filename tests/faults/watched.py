@@ -14,6 +14,23 @@ def resident(pid: int) -> int:
     return _status(pid, "VmRSS") * 1024
 
 
+def peak(pid: int) -> int:
+    """The most bytes of resident memory, since its start or `forget_peak`."""
+    return _status(pid, "VmHWM") * 1024
+
+
+def forget_peak(pid: int) -> None:
+    """Measure the peak from now on: 5 stands for it (proc(5))."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def bound(log: Path) -> int:
+    """The most bytes of memory that a server may use, as it printed at its start."""
+    found = re.search(r"at most (\d+) MB", log.read_text())
+    assert found
+    return int(found[1]) * 1_000_000
+
+
 def threads(pid: int) -> int:
     """How many threads it has."""
     return _status(pid, "Threads")
