@@ -42,7 +42,7 @@ IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
 
 .PHONY: serve export test test-serve test-export test-models test-clients test-otel test-slow test-faults test-ray
 .PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
-.PHONY: test-observe dashboard-picture fuzz
+.PHONY: test-observe dashboard-picture fuzz gpu-parts
 .PHONY: bench bench-quick bench-http bench-stages check lock clean
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
@@ -76,6 +76,10 @@ test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artif
 SECONDS ?= 1800
 fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## half an hour of drawn HTTP and JSON
 	.venv-dev/bin/python -m tests.attack.fuzz $(SECONDS) $(SEED)
+
+# What a machine with a GPU needs for tests/gpu/run.sh: parts of 56 MB (docs/operating.md, CUDA).
+gpu-parts: .venv-export/.installed  ## what travels to a machine with a GPU: build/gpu/part-NN
+	.venv-export/bin/python -m tests.gpu.parts
 
 # Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
 test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dashboard, rules, Prometheus

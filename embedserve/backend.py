@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime
 
-from embedserve import artifact, finishing
+from embedserve import artifact, cuda, finishing
 from embedserve.artifact import GRAPH, POOLING_GRAPH, Manifest, Step
 from embedserve.batching import Batch
 from embedserve.errors import Exit, StartupError
@@ -39,6 +39,7 @@ class Provider:
     tokens_per_pass: int
     device: str | None = None  # where token embeddings stay, and are pooled
     disabled_optimizers: tuple[str, ...] = ()  # of onnxruntime's, by its names
+    check: Callable[[], None] = lambda: None  # StartupError where this machine cannot run it
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -57,14 +58,14 @@ PROVIDERS: Mapping[str, Provider] = {
         "CUDAExecutionProvider",
         # Exact float32 (no TF32), and memory by what is asked for, not by powers of two.
         {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
-        "install onnxruntime-gpu in the place of onnxruntime (docs/operating.md, CUDA), and check "
-        "that the driver and CUDA libraries are found",
+        "install onnxruntime-gpu in the place of onnxruntime (docs/operating.md, CUDA)",
         # One pass computes while the other's arrays are made and copied.
         lanes=2,
         # A pass that fills thousands of threads; not measured yet.
         tokens_per_pass=16_384,
         # 16,384 tokens of 384 components are 25 MB to copy, as long as the pass itself; rows, 1 MB.
         device="cuda",
+        check=cuda.check,
     ),
 }
 
@@ -72,7 +73,9 @@ VERSION: str = onnxruntime.__version__
 SPIN_MICROSECONDS = "600"
 
 # How onnxruntime says that an allocation failed, on the CPU and on CUDA.
-_OUT_OF_MEMORY = re.compile(r"bad_alloc|failed to allocate|out of memory", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|failed to allocate|out of memory|alloc_failed", re.IGNORECASE
+)
 
 # What a graph may ask for, and how it is made from a batch.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -244,13 +247,14 @@ def available() -> tuple[str, ...]:
 
 
 def check_available(provider: Provider) -> None:
-    """StartupError when this build of onnxruntime does not have the provider."""
+    """StartupError when this build of onnxruntime, or this machine, does not have the provider."""
     if provider.name not in available():
         raise StartupError(
             f"provider {provider.name} is not in this build of onnxruntime (it has "
             f"{', '.join(available())}); {provider.advice}",
             Exit.UNAVAILABLE,
         )
+    provider.check()
 
 
 def _open(
@@ -272,7 +276,12 @@ def _open(
             disabled_optimizers=list(provider.disabled_optimizers),
         )
     except Exception as error:  # the library raises many types without a common root
-        raise StartupError(f"{path}: onnxruntime cannot load it: {error}") from error
+        said = " ".join(str(error).split())
+        if _OUT_OF_MEMORY.search(said):
+            raise StartupError(
+                f"{path}: there is not enough memory to load it: {said}", Exit.UNAVAILABLE
+            ) from error
+        raise StartupError(f"{path}: onnxruntime cannot load it: {said}") from error
     active = session.get_providers()
     # Asked for CUDA, onnxruntime silently gives CPU when the driver or a library is missing.
     if active[0] != provider.name:
