@@ -16,6 +16,16 @@ def prepare() -> None:
     sys.setswitchinterval(0.0001)
 
 
+def tokenize_with(threads: int) -> None:
+    """Let a batch of texts be tokenized by so many threads, where no lane needs the cores.
+
+    Before the first batch: the library's pool is made with it, and keeps its size.
+    """
+    if threads > 1:
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+
+
 def settle() -> None:
     """Once everything is loaded.
 

@@ -80,10 +80,11 @@ class Tokens:
 class Tokenizer:
     """A model's tokenizer with the settings of its manifest, never changed after load.
 
-    Safe to call from several threads: nothing here is written after `__init__`.
+    Safe to call from several threads: nothing here is written after `__init__`. `threads`: how
+    many share a batch (process.tokenize_with).
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, threads: int = 1) -> None:
         path = directory / TOKENIZER
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -96,6 +97,7 @@ class Tokenizer:
         self.max_tokens = manifest.max_tokens
         self.max_characters = min(manifest.max_tokens * CHARACTERS_PER_TOKEN, MOST_CHARACTERS)
         self._takes_empty = manifest.is_bag
+        self._step_characters = STEP_CHARACTERS * threads
         try:
             self._prefix, self._suffix = self._special_tokens(path)
         except StartupError:
@@ -139,7 +141,7 @@ class Tokenizer:
         """Do as `encode` does, in steps; RequestError as soon as there are `most` tokens."""
         whole = Encoded([], [])
         tokens = 0
-        for first, part in slices(texts, prompt, STEP_CHARACTERS):
+        for first, part in slices(texts, prompt, self._step_characters):
             encoded = self.encode(part, prompt, truncate, first)
             tokens += encoded.tokens
             check_tokens(tokens, most)

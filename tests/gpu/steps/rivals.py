@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,10 @@ def run(place: Place, results: Results, log: Path) -> None:
         many = texts.many(kind, place.count(TEXTS))
         seconds = _once(partial(engine.ids, many))
         results.add(**{f"tokenizing on all cores, {kind}": round(len(many) / seconds)})
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        seconds = _once(partial(engine.ids, many))
+        results.add(**{f"tokenizing on one core, {kind}": round(len(many) / seconds)})
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 
 def _once(work: Callable[[], object]) -> float:
