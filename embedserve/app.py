@@ -59,6 +59,7 @@ class Service:
             cache,
         )
         readiness.longest_stop = self.worker.longest_stop
+        readiness.is_device_lost = lambda: self.worker.lost is not None
         self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
         self.metrics.watch("ready", readiness.is_ready)

@@ -20,7 +20,7 @@ import onnxruntime
 from embedserve import artifact, cuda, finishing
 from embedserve.artifact import GRAPH, POOLING_GRAPH, Manifest, Step
 from embedserve.batching import Batch
-from embedserve.errors import Exit, StartupError
+from embedserve.errors import DeviceLostError, Exit, StartupError
 from embedserve.lanes import Stop
 from embedserve.pooling import Floats, Ints, pool
 
@@ -57,7 +57,9 @@ PROVIDERS: Mapping[str, Provider] = {
     "cuda": Provider(
         "CUDAExecutionProvider",
         # Exact float32 (no TF32), and memory by what is asked for, not by powers of two.
-        {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"},
+        # Attention by every kernel but cuDNN's (8): it plans anew for each shape of a pass, some
+        # 60 ms in which nothing is computed, and passes have thousands of shapes.
+        {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "247"},
         "install onnxruntime-gpu in the place of onnxruntime (docs/operating.md, CUDA)",
         # One pass computes while the other's arrays are made and copied.
         lanes=2,
@@ -70,11 +72,13 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 VERSION: str = onnxruntime.__version__
+# What it raises is caught and logged once, here; it would print all of it beside.
+onnxruntime.set_default_logger_severity(4)
 SPIN_MICROSECONDS = "600"
 
 # How onnxruntime says that an allocation failed, on the CPU and on CUDA.
 _OUT_OF_MEMORY = re.compile(
-    r"bad_alloc|failed to allocate|out of memory|alloc_failed", re.IGNORECASE
+    r"bad_alloc|failed to allocate|out of memory|resource allocation failed", re.IGNORECASE
 )
 
 # What a graph may ask for, and how it is made from a batch.
@@ -122,26 +126,46 @@ class OnnxBackend:
         """Run one pass: (b, t) -> (b, dim) float32, finished and not yet checked.
 
         `alone`: no other pass runs. The bits are the same either way. `stop` ends it from another
-        thread: then it raises. MemoryError when the device or the host has none left.
+        thread: then it raises. MemoryError when the device or the host has none left;
+        DeviceLostError when a device fails at the smallest pass, too.
         """
         session = (self._wide if alone else None) or self._session
         options = onnxruntime.RunOptions()
         if stop is not None:
             stop.bind(lambda: setattr(options, "terminate", True))
-        feed = self._feed(batch)
         try:
-            if self._pooling is None:
-                hidden: Floats = session.run(None, feed, options)[0]
-                rows = pool(self.manifest.pooling, hidden, batch.attention_mask)
-            else:
-                rows = self._pooled_on_device(session, feed, batch.attention_mask, options)
+            rows = self._pooled(session, batch, options)
         except Exception as error:  # the library raises many types without a common root
             if _OUT_OF_MEMORY.search(str(error)):
                 raise MemoryError(str(error)) from error
+            was_asked = stop is not None and stop.asked is not None
+            if self._device and not was_asked and not self._works():
+                raise DeviceLostError(str(error)) from error
             raise
         for step in self._steps:
             rows = step(rows)
         return rows
+
+    def _works(self) -> bool:
+        """Whether the device computes the smallest pass there is, or only lacks the memory."""
+        ids = np.full((1, 1), self.manifest.pad_token_id, np.int64)
+        try:
+            self._pooled(self._session, Batch(ids, np.ones_like(ids)), onnxruntime.RunOptions())
+        except Exception as error:  # as above
+            return bool(_OUT_OF_MEMORY.search(str(error)))
+        return True
+
+    def _pooled(
+        self,
+        session: onnxruntime.InferenceSession,
+        batch: Batch,
+        options: onnxruntime.RunOptions,
+    ) -> Floats:
+        feed = self._feed(batch)
+        if self._pooling is not None:
+            return self._pooled_on_device(session, feed, batch.attention_mask, options)
+        hidden: Floats = session.run(None, feed, options)[0]
+        return pool(self.manifest.pooling, hidden, batch.attention_mask)
 
     def _feed(self, batch: Batch) -> dict[str, Ints]:
         feed: dict[str, Ints] = {}
@@ -274,6 +298,8 @@ def _open(
             made,
             providers=providers,
             disabled_optimizers=list(provider.disabled_optimizers),
+            # Else it goes on with the CPU where a GPU fails, at load and in the middle of a run.
+            enable_fallback=0,
         )
     except Exception as error:  # the library raises many types without a common root
         said = " ".join(str(error).split())

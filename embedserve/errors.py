@@ -83,6 +83,10 @@ class ClientLeftError(Exception):
     """The client closed its connection: nobody is left to answer."""
 
 
+class DeviceLostError(Exception):
+    """A device fails at what it has computed before: only a new process gets it back."""
+
+
 class Exit(IntEnum):
     """Exit statuses of sysexits.h, as far as they are used here."""
 

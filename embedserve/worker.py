@@ -16,7 +16,7 @@ from embedserve.admission import Admission, Ahead, Pace
 from embedserve.allowance import Allowance
 from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
 from embedserve.cache import Key, VectorCache
-from embedserve.errors import RequestError
+from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Flight, Job, is_wanted
 from embedserve.lanes import RENDERER, TOKENIZER, Lanes, Stop
 from embedserve.metrics import Metrics
@@ -109,6 +109,7 @@ class Worker:
         self._cache = cache
         self._running: set[_Pass] = set()
         self._closed = False
+        self.lost: str | None = None  # why a device computes no more
         self._shrunk_until: float | None = None
         self._door = (0.0, 0.0)  # until when, and the wait of the smallest request
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
@@ -344,6 +345,8 @@ class Worker:
             self._again.extend([entries[:middle], entries[middle:]])
             return
         log.error("model %s: a pass of one text failed: %r", work.engine.name, error)
+        if isinstance(error, DeviceLostError):
+            self.lost = str(error)
         for entry in entries:
             self._fail_readers(
                 entry, _out_of_memory if isinstance(error, MemoryError) else _inference_failed

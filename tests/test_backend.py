@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from embedserve import artifact, backend
 from embedserve.backend import PROVIDERS, OnnxBackend
 from embedserve.batching import Batch, pad
-from embedserve.errors import Exit, StartupError
+from embedserve.errors import DeviceLostError, Exit, StartupError
 from embedserve.lanes import Stop
 from tests import tiny
 
@@ -52,6 +53,37 @@ def test_a_pass_on_the_device_can_be_stopped(device: str, tmp_path: Path) -> Non
     with pytest.raises(Exception, match="terminate"):
         ours.embed(batch(), stop=stop)
     assert ours.embed(batch()).shape == (len(TEXTS), tiny.HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("failing", "said", "raised"),
+    [
+        ("every", "CUBLAS failure 13: the function failed to launch", DeviceLostError),
+        ("every", "CUBLAS failure 3: the resource allocation failed", MemoryError),
+        ("large", "CUBLAS failure 13: the function failed to launch", RuntimeError),
+    ],
+)
+def test_a_device_that_fails(
+    device: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+    said: str,
+    raised: type[Exception],
+) -> None:
+    """It is lost when it fails at one token, too; out of memory it is asked again later."""
+    ours = OnnxBackend(tmp_path / "m", tiny.write(tmp_path / "m"), device)
+    pooled = ours._pooled_on_device
+
+    def fail(session: Any, feed: Any, mask: Any, options: Any) -> Any:
+        if failing == "every" or mask.size > 1:
+            raise RuntimeError(said)
+        return pooled(session, feed, mask, options)
+
+    monkeypatch.setattr(ours, "_pooled_on_device", fail)
+    with pytest.raises(raised, match="failure") as caught:
+        ours.embed(batch())
+    assert type(caught.value) is raised
 
 
 def test_no_pooling_graph(device: str, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ port. The constant is one row of DIM float32 a text.
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import time
@@ -41,12 +42,12 @@ def rows(n: int, dim: int) -> Floats:
 
 def constant_app(settings: Settings, dim: int) -> ASGIApp:
     """embedserve's own application, all but the engine."""
-    answers = {n: rows(n, dim) for n in (1, 2048)}
+    answers = functools.cache(functools.partial(rows, dim=dim))
 
     async def embed(request: EmbeddingsRequest, *_: Any) -> Embedded:
         texts = request.texts or []
         now = time.perf_counter()
-        return Embedded(answers[len(texts)], 6 * len(texts), [], 0.0, 0.0, 0.0, now, now)
+        return Embedded(answers(len(texts)), 6 * len(texts), [], 0.0, 0.0, 0.0, now, now)
 
     with tempfile.TemporaryDirectory() as scratch:
         tiny.write(Path(scratch) / "tiny")

@@ -49,11 +49,11 @@ class Place:
     def artifact(self, model: str) -> Path:
         return self.folder / "artifacts" / model
 
-    def command(self, *arguments: str) -> list[str]:
+    def command(self, *arguments: str, module: str = "embedserve") -> list[str]:
         """embedserve's command line; `serve` and the like come first."""
         first, *rest = arguments
         folders = ["--models", str(self.models), "--artifacts", str(self.folder / "artifacts")]
-        return [sys.executable, "-m", "embedserve", first, *folders, *rest]
+        return [sys.executable, "-m", module, first, *folders, *rest]
 
     def environment(self, **variables: str) -> Mapping[str, str]:
         """This process' environment with the repository in Python's path."""

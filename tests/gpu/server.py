@@ -66,16 +66,18 @@ class Server:
 
 
 @contextmanager
-def serving(place: Place, model: str, *flags: str, log: Path, **variables: str) -> Iterator[Server]:
+def serving(
+    place: Place, model: str, *flags: str, log: Path, module: str = "embedserve"
+) -> Iterator[Server]:
     """A server of one model; its log is appended to `log`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = place.command("serve", "--model", model, "--port", str(port), *flags)
+    command = place.command("serve", "--model", model, "--port", str(port), *flags, module=module)
     command += ["--provider", place.provider, "--no-access-log", "--max-wait", "60"]
     began = time.perf_counter()
     with log.open("a") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=file, text=True, env=place.environment(**variables)
+            command, stdout=file, stderr=file, text=True, env=place.environment()
         )
     try:
         wait_ready(process, port)

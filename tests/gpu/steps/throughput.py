@@ -22,12 +22,12 @@ LOADS = {
 SETTINGS = (
     (FP16, 16_384, 2),
     (FP32, 16_384, 2),
-    (FP16, 4_096, 2),
     (FP16, 65_536, 2),
-    (FP16, 131_072, 2),
+    (FP16, 4_096, 2),
     (FP16, 16_384, 1),
-    (FP16, 16_384, 3),
     (FP16, 16_384, 4),
+    (FP16, 131_072, 2),
+    (FP16, 16_384, 3),
 )
 
 
@@ -37,11 +37,14 @@ def run(place: Place, results: Results, log: Path) -> None:
         flags = ("--tokens-per-pass", str(tokens), "--lanes", str(lanes))
         name = f"{model}, {tokens} tokens, {lanes} lanes"
         results.attempt(name, _of, place, model, flags, log)
+    results.attempt("without the passes", _of, place, FP16, (), log, "tests.gpu.without_gpu")
 
 
-def _of(place: Place, model: str, flags: Sequence[str], log: Path) -> dict[str, object]:
+def _of(
+    place: Place, model: str, flags: Sequence[str], log: Path, module: str = "embedserve"
+) -> dict[str, object]:
     found: dict[str, object] = {}
-    with serving(place, model, *flags, log=log) as server:
+    with serving(place, model, *flags, log=log, module=module) as server:
         for name, full in LOADS.items():
             load = full._replace(size=place.count(full.size), clients=place.count(full.clients))
             found[name] = _measure(place, server, load)
