@@ -11,9 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embedserve import allocator, body, metrics, pages, schemas
+from embedserve import allocator, body, metrics, pages, parallelism, schemas
 from embedserve.allowance import Allowance
-from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import framed
@@ -53,7 +52,7 @@ class Service:
         self.worker = Worker(
             registry.engines(),
             lanes,
-            settings.tokens_per_pass or PROVIDERS[settings.provider].tokens_per_pass,
+            parallelism.tokens_per_pass(settings),
             settings.max_wait,
             self.metrics,
             cache,

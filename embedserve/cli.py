@@ -54,7 +54,7 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
         # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
-    from embedserve import footprint, registry, server
+    from embedserve import footprint, parallelism, registry, server
     from embedserve.app import create_app
     from embedserve.backend import PROVIDERS
     from embedserve.metrics import Metrics
@@ -67,11 +67,18 @@ def serve(models: str | None, artifacts: str | None, model: list[str], **flags: 
     found = host.read()
     cores = found.cores.value
     loaded = registry.load(specs, aliases, paths["artifacts"], settings.provider, cores)
-    lanes = settings.lanes or PROVIDERS[settings.provider].lanes or cores
-    tokens = settings.tokens_per_pass or PROVIDERS[settings.provider].tokens_per_pass
+    lanes = parallelism.lanes(settings, cores)
+    tokens = parallelism.tokens_per_pass(settings)
     manifests = [model.manifest for model in loaded]
     memory = footprint.estimate(
-        host.resident(), manifests, lanes, tokens, settings, takes_ids=loaded.takes_ids
+        host.resident(),
+        manifests,
+        lanes,
+        tokens,
+        settings,
+        takes_ids=loaded.takes_ids,
+        on_device=PROVIDERS[settings.provider].device is not None,
+        step_characters=max(model.tokenizer.step_characters for model in loaded),
     )
     log.info("%s", memory)
     if advice := memory.advice(found.memory):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedserve import artifact, backend, config, host
+from embedserve import artifact, backend, config, host, parallelism
 from embedserve.artifact import Manifest
 from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
@@ -74,10 +74,14 @@ class Report:
         value, origin = getattr(self.settings, name), self.origins[name]
         if value or name not in ("lanes", "tokens_per_pass"):
             return Known(value, origin)
-        if chosen := getattr(backend.PROVIDERS[self.settings.provider], name):
-            return Known(chosen, f"{origin}: for {self.settings.provider}")
         cores, reason = self.host.cores
-        return Known(cores, f"{origin}: one per core, {reason}")
+        if name == "tokens_per_pass":
+            value = parallelism.tokens_per_pass(self.settings)
+        else:
+            value = parallelism.lanes(self.settings, cores)
+            if not backend.PROVIDERS[self.settings.provider].lanes:
+                return Known(value, f"{origin}: one per core, {reason}")
+        return Known(value, f"{origin}: for {self.settings.provider}")
 
     @property
     def needed(self) -> int:

@@ -46,13 +46,19 @@ _SPAN = 8_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds the consumers. `takes_ids`: a model accepts token ids."""
+    """What bounds the consumers.
+
+    `takes_ids`: a model accepts token ids. `on_device`: a device's memory holds the passes.
+    `step_characters`: of a step of the tokenizer.
+    """
 
     manifests: tuple[Manifest, ...]
     lanes: int
     tokens_per_pass: int
     settings: Settings
     takes_ids: bool = False
+    on_device: bool = False
+    step_characters: int = STEP_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +113,19 @@ def estimate(
     settings: Settings,
     *,
     takes_ids: bool = False,
+    on_device: bool = False,
+    step_characters: int = STEP_CHARACTERS,
 ) -> Footprint:
-    """Sum up what the settings allow. `loaded`: resident bytes now."""
-    limits = Limits(tuple(manifests), lanes, tokens_per_pass, settings, takes_ids)
+    """Sum up what the settings allow. `loaded`: resident bytes now. See Limits for the rest."""
+    limits = Limits(
+        tuple(manifests),
+        lanes,
+        tokens_per_pass,
+        settings,
+        takes_ids,
+        on_device,
+        step_characters,
+    )
     return Footprint(loaded, {consumer.name: consumer.most(limits) for consumer in CONSUMERS})
 
 
@@ -121,6 +137,8 @@ def _pass(manifest: Manifest, limits: Limits) -> int:
     """Bytes of the largest pass: the budget's, or one of the longest text alone."""
     longest = min(manifest.max_tokens, limits.settings.max_request_tokens)
     tokens = max(limits.tokens_per_pass, longest)
+    if limits.on_device:  # what is copied there and back: three inputs of int64, rows of float32
+        return (3 * 8 + 4 * manifest.dimension) * tokens
     if manifest.is_bag:
         return 4 * _BAG_WIDTH * manifest.hidden_size * tokens
     linear = 4 * _WIDTH * manifest.hidden_size * tokens
@@ -153,7 +171,7 @@ def _tokenizing(limits: Limits) -> int:
     """One slice at a time, and a slice ends with the text that fills it."""
     longest = max(manifest.max_tokens for manifest in limits.manifests)
     text = min(longest * CHARACTERS_PER_TOKEN, MOST_CHARACTERS, limits.settings.max_body_bytes)
-    return ENCODED_BYTES * (STEP_CHARACTERS + text)
+    return ENCODED_BYTES * (limits.step_characters + text)
 
 
 CONSUMERS: tuple[Consumer, ...] = (

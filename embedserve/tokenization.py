@@ -97,7 +97,7 @@ class Tokenizer:
         self.max_tokens = manifest.max_tokens
         self.max_characters = min(manifest.max_tokens * CHARACTERS_PER_TOKEN, MOST_CHARACTERS)
         self._takes_empty = manifest.is_bag
-        self._step_characters = STEP_CHARACTERS * threads
+        self.step_characters = STEP_CHARACTERS * threads
         try:
             self._prefix, self._suffix = self._special_tokens(path)
         except StartupError:
@@ -141,7 +141,7 @@ class Tokenizer:
         """Do as `encode` does, in steps; RequestError as soon as there are `most` tokens."""
         whole = Encoded([], [])
         tokens = 0
-        for first, part in slices(texts, prompt, self._step_characters):
+        for first, part in slices(texts, prompt, self.step_characters):
             encoded = self.encode(part, prompt, truncate, first)
             tokens += encoded.tokens
             check_tokens(tokens, most)

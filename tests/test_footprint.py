@@ -24,6 +24,17 @@ def most(lanes: int = 2, tokens: int = 256, *, manifest: object = MINILM, **chan
     return footprint.estimate(0, [manifest], lanes, tokens, settings).most  # type: ignore[list-item]
 
 
+def test_passes_on_a_device() -> None:
+    """The host holds what is copied: three arrays of ids and the rows, on every lane."""
+
+    def passes(**options: bool) -> int:
+        settings = Settings()
+        return footprint.estimate(0, [MINILM], 2, 16_384, settings, **options).parts["passes"]
+
+    assert passes(on_device=True) == 2 * 16_384 * (24 + 4 * MINILM.dimension)
+    assert passes(on_device=True) < passes() // 30
+
+
 @pytest.mark.parametrize("setting", ["max_pending_mb", "cache_mb"])
 def test_megabytes_count_in_full(setting: str) -> None:
     """What a setting allows is in the sum."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
+from embedserve import registry
 from embedserve.artifact import TOKENIZER
+from embedserve.backend import PROVIDERS
+from embedserve.config import ModelSpec
 from embedserve.errors import RequestError, StartupError
-from embedserve.tokenization import CHARACTERS_PER_TOKEN, Tokenizer, Truncate
+from embedserve.tokenization import CHARACTERS_PER_TOKEN, STEP_CHARACTERS, Tokenizer, Truncate
 from tests import tiny
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set for the library ends with the test."""
+    for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+@pytest.mark.usefixtures("pool")
+@pytest.mark.parametrize(("provider", "cores", "threads"), [("cpu", 16, 1), ("cuda", 16, 13)])
+def test_which_cores_tokenize(
+    provider: str, cores: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside lanes that compute one thread, on a GPU's machine what lanes and loop leave free.
+
+    A step takes as much longer a part: with it the time of a step stays.
+    """
+    row = replace(PROVIDERS[provider], name=PROVIDERS["cpu"].name, options={}, check=lambda: None)
+    monkeypatch.setitem(PROVIDERS, provider, replace(row, device=row.device and "cpu"))  # type: ignore[arg-type]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tiny.write(tmp_path / "m")
+    model, _ = registry.load_model(ModelSpec("m"), tmp_path / "m", provider, cores)
+    assert model.tokenizer.step_characters == threads * STEP_CHARACTERS
+    assert os.environ["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
+    assert os.environ["RAYON_NUM_THREADS"] == (str(threads) if threads > 1 else "")
+
 
 CUTS: dict[Truncate, str] = {"end": "right", "start": "left"}
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from embedserve import __version__, process
-from embedserve.backend import PROVIDERS, VERSION
+from embedserve import __version__, parallelism, process
+from embedserve.backend import VERSION
 from embedserve.bulk.chunks import Chunk, Cut, Selection
 from embedserve.bulk.engine import Engine, How
 from embedserve.bulk.inputs import open_input
@@ -105,12 +105,12 @@ class Embed:
         process.prepare()
         self._maker = task.maker
         self._refused: StartupError | None = None
-        provider = PROVIDERS[task.settings.provider]
-        tokens = task.settings.tokens_per_pass or provider.tokens_per_pass
+        lanes = parallelism.lanes(task.settings, cores)
+        tokens = parallelism.tokens_per_pass(task.settings)
         try:
             _check_versions(wanted)
             model = load(shipped, task.spec, task.fingerprint, task.settings.provider)
-            self._engine = Engine(model, task.how, provider.lanes or cores, tokens)
+            self._engine = Engine(model, task.how, lanes, tokens)
         except StartupError as error:
             self._refused = StartupError(f"on {platform.node()}: {error}", error.status)
 

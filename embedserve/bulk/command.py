@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embedserve import artifact, host, registry
+from embedserve import artifact, host, parallelism, registry
 from embedserve.artifact import Manifest
-from embedserve.backend import PROVIDERS
 from embedserve.bulk.chunks import Cut, Reader, Selection
 from embedserve.bulk.cluster import Source, Task, open_cluster
 from embedserve.bulk.engine import Engine, How
@@ -204,9 +203,8 @@ def _local(
 
     def opened() -> Local:
         model, _ = registry.load_model(spec, directory, settings.provider)
-        provider = PROVIDERS[settings.provider]
-        lanes = settings.lanes or provider.lanes or host.read().cores.value
-        tokens = settings.tokens_per_pass or provider.tokens_per_pass
+        lanes = parallelism.lanes(settings, host.read().cores.value)
+        tokens = parallelism.tokens_per_pass(settings)
         return Local(Engine(model, how, lanes, tokens), reader, maker)
 
     return opened

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ray
 
-from embedserve import logs, process, registry
+from embedserve import logs, parallelism, process, registry
 from embedserve.app import create_app
 from embedserve.backend import PROVIDERS
 from embedserve.cluster import exchange
@@ -49,7 +49,9 @@ class Replica:
         model, _ = registry.load_model(
             served.spec, Path(artifacts) / served.spec.name, settings.provider, cores
         )
-        lanes = PROVIDERS[settings.provider].lanes or cores
+        # Ray's num_cpus says how many cores a replica has, whatever `lanes` says of a whole host.
+        on_cores = PROVIDERS[settings.provider].device is None
+        lanes = cores if on_cores else parallelism.lanes(settings, cores)
         self._readiness, self._metrics = Readiness(), Metrics()
         self._app = create_app(
             settings,

@@ -1,0 +1,65 @@
+"""Lanes and tokens a pass: one rule, kept by serving, by embed and by embed on Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from embedserve import host, parallelism, process
+from embedserve.backend import PROVIDERS
+from embedserve.bulk import command
+from embedserve.bulk.cluster import Embed, Task, versions
+from embedserve.bulk.engine import How
+from embedserve.bulk.shipping import ByPath
+from embedserve.config import ModelSpec
+from embedserve.settings import Settings
+from tests import tiny
+
+CORES = 3
+
+
+@pytest.fixture(autouse=True)
+def cuda_by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider with a device of its own, faked by the CPU's; a process that is not prepared."""
+    cpu = PROVIDERS["cpu"].name
+    row = replace(PROVIDERS["cuda"], name=cpu, options={}, device="cpu", check=lambda: None)
+    monkeypatch.setitem(PROVIDERS, "cuda", row)  # type: ignore[arg-type]
+    monkeypatch.setattr(process, "prepare", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("provider", "lanes", "expected"),
+    [("cpu", 0, CORES), ("cpu", 5, 5), ("cuda", 0, 2), ("cuda", 5, 5)],
+)
+def test_lanes(provider: str, lanes: int, expected: int, tmp_path: Path) -> None:
+    """The setting goes before what the provider likes, and that before the cores; everywhere."""
+    settings = Settings(provider=provider, lanes=lanes)
+    assert parallelism.lanes(settings, CORES) == expected
+    manifest = tiny.write(tmp_path / "m")
+    how, spec = How("", "end", tiny.HIDDEN), ModelSpec("m")
+    on_ray = Embed(
+        Task(spec, manifest.fingerprint, how, None, settings),  # type: ignore[arg-type]
+        ByPath(tmp_path / "m"),
+        # What Ray gives the actor: the setting, else the node's cores.
+        lanes or CORES,
+        versions(),
+    )
+    here = command._local(spec, tmp_path / "m", settings, how, None, None)()  # type: ignore[arg-type]
+    engines = here._engine, on_ray._engine  # type: ignore[attr-defined]
+    own, there = (len(engine._threads) for engine in engines)
+    for engine in engines:
+        engine.close()
+    assert there == expected
+    assert own == (lanes or PROVIDERS[provider].lanes or host.read().cores.value)
+
+
+@pytest.mark.parametrize(
+    ("provider", "tokens", "expected"),
+    [("cpu", 0, 256), ("cpu", 64, 64), ("cuda", 0, 16_384), ("cuda", 64, 64)],
+)
+def test_tokens_per_pass(provider: str, tokens: int, expected: int) -> None:
+    """The setting, or what serves the provider best."""
+    settings = Settings(provider=provider, tokens_per_pass=tokens)
+    assert parallelism.tokens_per_pass(settings) == expected
