@@ -14,7 +14,7 @@ import pytest
 
 from embedserve.batching import LONG_PASS_BUDGETS, Batch, Shape
 from embedserve.cache import VectorCache
-from embedserve.errors import RequestError
+from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Job
 from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
@@ -953,6 +953,28 @@ class TestMemory:
             bench.worker.close()
 
         run(test)
+
+
+def test_a_lost_device_is_known() -> None:
+    """Its requests fail, and what liveness is decided by says so from then on."""
+
+    async def test() -> None:
+        bench = Bench()
+        assert bench.worker.lost is None
+        await rows_of(bench.submit([5]))
+        embed = bench.backend.embed
+
+        def fail(*_: object) -> Floats:
+            raise DeviceLostError("CUBLAS failure 13: the function failed to launch on the GPU")
+
+        bench.backend.embed = fail  # type: ignore[method-assign]
+        error = await error_of(bench.submit([6]))
+        assert (error.status, error.code) == (500, "inference_failed")
+        assert bench.worker.lost == "CUBLAS failure 13: the function failed to launch on the GPU"
+        bench.backend.embed = embed  # type: ignore[method-assign]
+        bench.worker.close()
+
+    run(test)
 
 
 def test_a_pass_that_does_not_come_back_is_known() -> None:

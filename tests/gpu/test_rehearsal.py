@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.gpu import table
 from tests.gpu.place import FP16, FP32, NOMIC, ROOT
 from tests.gpu.steps import STEPS
 
@@ -93,6 +94,25 @@ def test_every_step_runs(parts: Path, tmp_path: Path) -> None:
     assert all(found["largest_difference"] < 1e-6 for found in vectors.values())
     alone = report["steps"]["company"]["found"][f"{FP32}, alone again"]
     assert alone["equal_bits"] == alone["texts"] > 0
+
+
+def test_the_page_has_the_figures() -> None:
+    """docs/cuda.md is up to date: python -m tests.gpu.table"""
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert text == table.page(text, table.read())
+
+
+def test_a_report_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its commit; a later figure takes the place of an earlier one, and names its origin."""
+    monkeypatch.setattr(table, "REPORT", tmp_path / "report.json")
+    for number, found in enumerate([{"a": 1, "b": 1}, {"b": 2}]):
+        run = {"date": f"2026-11-0{number}", "steps": {"memory": {"found": found}}}
+        (tmp_path / "one.json").write_text(json.dumps(run), encoding="utf-8")
+        table.add(tmp_path / "one.json")
+    found, origin = table.last(table.read(), "memory")
+    assert found == {"a": 1, "b": 2}
+    assert origin.startswith("2026-11-00, commit ")
+    assert "; 2026-11-01, commit " in origin
 
 
 def test_an_unknown_step(tmp_path: Path) -> None:
