@@ -18,6 +18,7 @@ DRIVER, CUDNN = "libcuda.so.1", "libcudnn.so.9"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # https://docs.nvidia.com/cuda/cuda-driver-api: CUresult
 _NO_DEVICE = 100
+_INSTALL = "install requirements/serve-cuda.txt, which has NVIDIA's libraries"
 Load = Callable[[str], Any]
 
 
@@ -38,9 +39,6 @@ def check(load: Load = ctypes.CDLL) -> None:
         load(CUDNN)  # found by its name once it is loaded
     except OSError as error:
         raise _refusal(f"Failed to load {CUDNN}: {error}; {_INSTALL}") from error
-
-
-_INSTALL = "install requirements/serve-cuda.txt, which has NVIDIA's libraries"
 
 
 def _check_driver(load: Load) -> None:
