@@ -379,7 +379,7 @@ def test_names() -> None:
 # Modules whose errors docs/models.md and docs/configuration.md list.
 LISTED = (
     *(f"embedserve/{name}.py" for name in (
-        "artifact", "backend", "cli", "config", "keys", "prose", "registry", "server",
+        "artifact", "backend", "cli", "config", "cuda", "keys", "prose", "registry", "server",
         "server_table", "settings", "tokenization", "tune",
     )),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "export").rglob("*.py")),
