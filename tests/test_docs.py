@@ -37,6 +37,7 @@ from embedserve.settings import Settings, merge
 from embedserve.tokenization import CHARACTERS_PER_TOKEN
 from export import add as export_add
 from export import cli as export_cli
+from tests import tree
 from tests.conftest import ROOT
 from tests.documents import (
     DOCS,
@@ -322,7 +323,7 @@ class TestOperating:
 
     def test_log_lines(self) -> None:
         """Each line is one that the server writes."""
-        written = [template for path in (ROOT / "embedserve").glob("*.py") for template in
+        written = [template for path in tree.modules().values() for template in
                    _strings(path)]  # fmt: skip
         rows = table("| line | level |", self.PATH)
         assert len(rows) > 10

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import graphlib
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests import tree
 from tests.conftest import MINILM, ROOT, SERVE, Server, environment, run_python
 
 # Modules that every start imports, of Python and of others.
@@ -34,10 +36,7 @@ def test_only_what_is_locked() -> None:
 
 def test_not_imported() -> None:
     """Importing every module of embedserve imports none of it, nor the export step, nor extras."""
-    names = sorted(p.stem for p in (ROOT / "embedserve").glob("*.py") if p.stem != "__main__")
-    names += [f"bulk.{p.stem}" for p in (ROOT / "embedserve" / "bulk").glob("*.py")]
-    names = [name for name in names if not name.endswith("__init__")]
-    imports = "; ".join(f"import embedserve.{name}" for name in names)
+    imports = "; ".join(f"import {name}" for name in tree.importable("cluster"))
     code = f"import sys; {imports}; print(*{{name.split('.')[0] for name in sys.modules}})"
     loaded = set(run_python(code).split())
     assert "embedserve" in loaded
@@ -53,8 +52,7 @@ def test_what_the_image_leaves_out_is_not_imported() -> None:
     for lock in ("serve", "serve-cuda"):
         locked = (ROOT / "requirements" / f"{lock}.txt").read_text()
         assert unused <= set(re.findall(r"^([a-z0-9-]+)==", locked, re.MULTILINE))
-    names = sorted(p.stem for p in (ROOT / "embedserve").glob("*.py") if p.stem != "__main__")
-    imports = "; ".join(f"import embedserve.{name}" for name in names if name != "__init__")
+    imports = "; ".join(f"import {name}" for name in tree.importable("bulk", "cluster"))
     code = (
         f"import sys, importlib.metadata as m; {imports}; "
         "owners = m.packages_distributions(); loaded = {n.split('.')[0] for n in sys.modules}; "
@@ -75,17 +73,24 @@ def test_not_mapped(minilm: Server) -> None:
 
 
 def test_imports_point_one_way() -> None:
-    """A module of embedserve imports only modules that stand before it in the README's tree."""
-    order = re.findall(r"^  ([a-z_]+)\.py", _tree(), re.MULTILINE)
-    modules = {p.stem for p in (ROOT / "embedserve").glob("*.py")} - {"__init__", "__main__"}
-    assert set(order) >= modules
-    for module in modules:
-        text = (ROOT / "embedserve" / f"{module}.py").read_text()
-        imported = set(re.findall(r"from embedserve\.([a-z_]+) import", text))
-        for group in re.findall(r"from embedserve import ([\w, ]+)", text):
-            imported |= {name.strip().split(" ")[0] for name in group.split(",")}
-        for name in imported & modules:
-            assert order.index(name) < order.index(module), f"{module} imports {name}"
+    """A module imports only what stands before it, or before its folder, in the README's tree.
+
+    Inside a folder there is no circle.
+    """
+    order = re.findall(r"^  (\w+)(?:\.py|/)", _tree(), re.MULTILINE)
+    modules = tree.modules()
+    inside: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        inside[module] = set()
+        place = module.partition(".")[0]
+        for name in tree.imported(path, modules):
+            there = name.partition(".")[0]
+            assert there in order, f"{name} is not in the README's tree"
+            if there == place:
+                inside[module].add(name)
+            else:
+                assert order.index(there) < order.index(place), f"{module} imports {name}"
+    assert list(graphlib.TopologicalSorter(inside).static_order())
 
 
 def _tree() -> str:

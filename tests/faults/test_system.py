@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from embedserve import logs
-from tests import tiny
+from tests import tiny, tree
 from tests.conftest import MINILM
 from tests.faults import altered, on_full_disk
 from tests.faults.serving import (
@@ -277,10 +277,14 @@ class TestWallClock:
         """What the service asks the wall clock for: when it was started, for `created`."""
         readers = {
             path.name: found
-            for path in (ROOT / "embedserve").glob("*.py")
+            for path in tree.modules().values()
             if (found := set(self._wall_clocks(ast.parse(path.read_text()))))
         }
-        assert readers == {"app.py": {"time.time"}, "logs.py": {"time.gmtime"}}
+        assert readers == {
+            "app.py": {"time.time"},
+            "front.py": {"time.time"},
+            "logs.py": {"time.gmtime"},
+        }
 
     def _hour(self, client: httpx.Client) -> int:
         """The hour of the Date header, which is made once a second."""
