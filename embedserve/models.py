@@ -13,6 +13,7 @@ from embedserve.artifact import Manifest
 from embedserve.backend import OnnxBackend
 from embedserve.batching import Shape
 from embedserve.config import ModelSpec
+from embedserve.encoder import Encoder
 from embedserve.errors import RequestError
 from embedserve.flight import Job
 from embedserve.pooling import Floats
@@ -27,7 +28,7 @@ from embedserve.tokenization import (
     cost,
     slices,
 )
-from embedserve.worker import Engine, Worker
+from embedserve.worker import Worker
 
 # sentence-transformers' encode_query and encode_document look for these prompts, in this order.
 INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -68,7 +69,7 @@ class Model:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.provider = backend.provider
-        self.engine = Engine(
+        self.engine = Encoder(
             name=spec.name,
             fingerprint=manifest.fingerprint,
             backend=backend,

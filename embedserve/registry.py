@@ -15,15 +15,14 @@ import numpy as np
 from embedserve import artifact, process
 from embedserve.artifact import Golden
 from embedserve.backend import PROVIDERS, OnnxBackend
-from embedserve.batching import pad
 from embedserve.config import Alias, ModelSpec
+from embedserve.encoder import Encoder
 from embedserve.errors import Exit, RequestError, StartupError
-from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
 from embedserve.models import Model
 from embedserve.schemas import EmbeddingsRequest
 from embedserve.tokenization import Tokenizer
-from embedserve.worker import Engine, Worker
+from embedserve.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class ModelRegistry:
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def engines(self) -> dict[str, Engine]:
+    def engines(self) -> dict[str, Encoder]:
         """Name -> engine, for the Worker."""
         return {model.name: model.engine for model in self}
 
@@ -204,12 +203,11 @@ def _compared(model: Model, golden: Golden, directory: Path) -> tuple[float, flo
                 f"sentence-transformers for text {i}; export again with this version of tokenizers"
             )
     engine = model.engine
-    batches = [pad([row], engine.pad_token_id, engine.padding_side) for row in ids]
     start = time.perf_counter()
-    rows = [engine.backend.embed(batch, False, Stop())[0] for batch in batches]
+    rows = [engine.run([row])[0] for row in ids]
     rate = sum(engine.shape.cost(len(row)) for row in ids) / (time.perf_counter() - start)
     # The session for lone texts computes the same bits: once proves it, and warms it up.
-    rows.append(engine.backend.embed(batches[0], True, Stop())[0])
+    rows.append(engine.run(ids[:1], alone=True)[0])
     vectors = np.concatenate([golden.vectors, golden.vectors[:1]])
     difference = float(np.abs(np.stack(rows) - vectors).max())
     tolerance = artifact.TOLERANCES[model.manifest.precision]

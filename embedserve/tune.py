@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +13,9 @@ from queue import SimpleQueue
 from statistics import median
 from typing import NamedTuple
 
-from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
+from embedserve.batching import BatchQueue, Entry, Shape
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from embedserve.lanes import Stop
 from embedserve.models import Model
 from embedserve.pooling import Ints
 from embedserve.prose import texts
@@ -88,13 +88,12 @@ class Opened:
     """A model, and a function that runs a pass of it on so many threads."""
 
     model: Model
-    run: Callable[[Batch], object]
+    run: Callable[[list[Ints]], object]
 
 
 def _opened(spec: ModelSpec, directory: Path, threads: int) -> Opened:
     model, _ = load_model(spec, directory, "cpu", threads)
-    embed = model.engine.backend.embed
-    return Opened(model, lambda batch: embed(batch, threads > 1, Stop()))
+    return Opened(model, functools.partial(model.engine.run, alone=threads > 1))
 
 
 class _Load:
@@ -125,7 +124,7 @@ def turn(
 
     def start_pass(free: int) -> int:
         ids = load.take(free)
-        work = pool.submit(lambda: opened.run(pad(ids, engine.pad_token_id, engine.padding_side)))
+        work = pool.submit(opened.run, ids)
         work.add_done_callback(done.put)
         return sum(map(len, ids))
 

@@ -1,4 +1,4 @@
-"""The only bridge between asyncio and threads: Worker; the Backend protocol."""
+"""The only bridge between asyncio and threads: Worker."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from embedserve.admission import Admission, Ahead, Pace
 from embedserve.allowance import Allowance
-from embedserve.batching import Batch, BatchQueue, Entry, Shape, pad
+from embedserve.batching import BatchQueue, Entry
 from embedserve.cache import Key, VectorCache
+from embedserve.encoder import Encoder
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Flight, Job, is_wanted
 from embedserve.lanes import RENDERER, TOKENIZER, Lanes, Stop
@@ -36,36 +37,11 @@ TOKENIZER_GRAIN, RENDERER_GRAIN = 50_000, 500_000
 T = TypeVar("T")
 
 
-class Backend(Protocol):
-    """Runs one pass in an inference thread: (b, t) ids and mask -> (b, dim) float32.
-
-    `alone`: no other pass runs, every core may be used. `stop` may be asked from another thread;
-    then it raises soon.
-    """
-
-    def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A backend with what scheduling and padding must know of its model."""
-
-    name: str
-    fingerprint: str
-    backend: Backend
-    shape: Shape
-    dimension: int
-    pad_token_id: int
-    padding_side: str
-    rate: float = 0.0  # cost units a second in one lane, measured at start; 0: not known
-    is_bag: bool = False  # a text may have no token, and a vector may be zeros
-
-
 @dataclass(slots=True, eq=False)
 class _Pass:
     """One forward pass in a lane."""
 
-    engine: Engine
+    engine: Encoder
     entries: list[Entry]
     is_long: bool
     alone: bool
@@ -90,7 +66,7 @@ class Worker:
 
     def __init__(
         self,
-        engines: Mapping[str, Engine],
+        engines: Mapping[str, Encoder],
         lanes: int,
         tokens_per_pass: int,
         max_wait: float,
@@ -161,7 +137,7 @@ class Worker:
         if not self._admission.accepts(wait):
             self._admission.check(wait)
 
-    def submit(self, engine: Engine, sequences: list[Ints], most: float = float("inf")) -> Job:
+    def submit(self, engine: Encoder, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.
 
         Each sequence (t_i,) int64 has one token or more, or none where the engine is a bag.
@@ -231,7 +207,7 @@ class Worker:
             raise _draining()
 
     def _fill_from_cache(
-        self, engine: Engine, job: Job, keyed: list[tuple[int, Key, Ints]]
+        self, engine: Encoder, job: Job, keyed: list[tuple[int, Key, Ints]]
     ) -> list[tuple[int, Key, Ints]]:
         """Put rows of the cache in their places; return what must be computed."""
         assert self._cache is not None
@@ -309,14 +285,11 @@ class Worker:
     def _run(self, work: _Pass) -> _Done | Exception:
         """In an inference thread: arrays in, arrays out."""
         start = self._clock()
-        engine = work.engine
         try:
             sequences = [entry.ids for entry in work.entries]
-            batch = pad(sequences, engine.pad_token_id, engine.padding_side)
-            rows = engine.backend.embed(batch, work.alone, work.stop)
-            if rows.shape != (len(sequences), engine.dimension):
-                raise ValueError(f"the pass gave rows of shape {rows.shape}")
-            return _Done(rows, batch.input_ids.size, self._clock() - start)
+            rows = work.engine.run(sequences, work.alone, work.stop)
+            padded = len(sequences) * max(1, *map(len, sequences))
+            return _Done(rows, padded, self._clock() - start)
         except Exception as error:  # whatever a pass raises must reach its requests
             return error
 
@@ -358,12 +331,9 @@ class Worker:
             self.fail(job, error(row))
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
-        # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
-        is_bag = self._engines[entries[0].shape].is_bag
-        norms = np.einsum("bd,bd->b", rows, rows)
+        usable = self._engines[entries[0].shape].usable(rows)
         now = self._clock()
-        for entry, row, norm in zip(entries, rows, norms.tolist(), strict=True):
-            is_usable = norm < float("inf") and (norm > 0 or is_bag)
+        for entry, row, is_usable in zip(entries, rows, usable, strict=True):
             if not is_usable:
                 self._fail_readers(entry, _non_finite)
                 continue

@@ -25,7 +25,7 @@ def cuda_by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A provider with a device of its own, faked by the CPU's; a process that is not prepared."""
     cpu = PROVIDERS["cpu"].name
     row = replace(PROVIDERS["cuda"], name=cpu, options={}, device="cpu", check=lambda: None)
-    monkeypatch.setitem(PROVIDERS, "cuda", row)  # type: ignore[arg-type]
+    monkeypatch.setitem(PROVIDERS, "cuda", row)
     monkeypatch.setattr(process, "prepare", lambda: None)
 
 

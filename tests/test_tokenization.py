@@ -40,7 +40,7 @@ def test_which_cores_tokenize(
     A step takes as much longer a part: with it the time of a step stays.
     """
     row = replace(PROVIDERS[provider], name=PROVIDERS["cpu"].name, options={}, check=lambda: None)
-    monkeypatch.setitem(PROVIDERS, provider, replace(row, device=row.device and "cpu"))  # type: ignore[arg-type]
+    monkeypatch.setitem(PROVIDERS, provider, replace(row, device=row.device and "cpu"))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tiny.write(tmp_path / "m")
     model, _ = registry.load_model(ModelSpec("m"), tmp_path / "m", provider, cores)

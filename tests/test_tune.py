@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import artifact, host, tune
-from embedserve.batching import Batch
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit
+from embedserve.pooling import Ints
 from embedserve.prose import texts
 from embedserve.registry import load_model
 from embedserve.tune import Candidate, Turn, candidates, had, recommend, table
@@ -87,8 +87,8 @@ def test_turn(tiny_artifacts: Path, lanes: int) -> None:
     sequences = model.tokenizer.encode(texts(200)).sequences
     barrier, sizes = threading.Barrier(lanes, timeout=30), []
 
-    def together(batch: Batch) -> None:
-        sizes.append(batch.input_ids.size)
+    def together(passed: list[Ints]) -> None:
+        sizes.append(len(passed) * max(map(len, passed)))
         barrier.wait()
 
     opened = tune.Opened(model, together)

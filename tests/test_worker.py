@@ -14,13 +14,14 @@ import pytest
 
 from embedserve.batching import LONG_PASS_BUDGETS, Batch, Shape
 from embedserve.cache import VectorCache
+from embedserve.encoder import Encoder
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Job
 from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
 from embedserve.pooling import Floats, Ints
 from embedserve.slicer import Step, Steps, Task
-from embedserve.worker import SHRUNK_SECONDS, Engine, Worker
+from embedserve.worker import SHRUNK_SECONDS, Worker
 
 T = TypeVar("T")
 SECONDS = 10  # what no test should take: a lost event fails instead of hanging
@@ -98,7 +99,7 @@ class Bench:
     ) -> None:
         self.backend = FakeBackend(on_pass)
         self.shape = Shape("fake", quadratic=1e12)  # a text costs its tokens
-        self.engine = Engine("fake", "f" * 64, self.backend, self.shape, 3, 7, padding_side)
+        self.engine = Encoder("fake", "f" * 64, self.backend, self.shape, 3, 7, padding_side)
         engines = {"fake": self.engine}
         self.metrics = Metrics()
         options: dict[str, Any] = {} if clock is None else {"clock": clock}
@@ -967,7 +968,7 @@ def test_a_lost_device_is_known() -> None:
         def fail(*_: object) -> Floats:
             raise DeviceLostError("CUBLAS failure 13: the function failed to launch on the GPU")
 
-        bench.backend.embed = fail  # type: ignore[method-assign]
+        bench.backend.embed = fail  # type: ignore[method-assign,assignment]
         error = await error_of(bench.submit([6]))
         assert (error.status, error.code) == (500, "inference_failed")
         assert bench.worker.lost == "CUBLAS failure 13: the function failed to launch on the GPU"

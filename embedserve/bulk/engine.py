@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from embedserve import finishing
-from embedserve.batching import Shape, pad
+from embedserve.batching import Shape
 from embedserve.bulk.chunks import Problem
 from embedserve.errors import RequestError
 from embedserve.lanes import THREADS, Stop
@@ -206,8 +206,7 @@ class Engine:
         if self._closed:
             stop.ask()
         try:
-            batch = pad(sequences, engine.pad_token_id, engine.padding_side)
-            rows = engine.backend.embed(batch, False, stop)
+            rows = engine.run(sequences, stop=stop)
         except Exception as error:  # whatever a pass raises
             alone = len(sequences) == 1
             if self._closed or (alone and isinstance(error, MemoryError)):
@@ -216,11 +215,8 @@ class Engine:
                 return [Problem("inference_failed", f"the forward pass failed: {error}")]
             middle = len(sequences) // 2
             return self._rows(sequences[:middle]) + self._rows(sequences[middle:])
-        norms = np.einsum("bd,bd->b", rows, rows)
-        return [
-            row if norm < float("inf") and (norm > 0 or engine.is_bag) else _NON_FINITE
-            for row, norm in zip(rows, norms.tolist(), strict=True)
-        ]
+        usable = zip(rows, engine.usable(rows), strict=True)
+        return [row if is_usable else _NON_FINITE for row, is_usable in usable]
 
     def _finish(self, work: Work) -> None:
         vectors = work.vectors

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from embedserve.batching import FREE_PADDING, MAX_PADDING, Batch, Shape
 from embedserve.bulk.engine import Engine, How, cut
 from embedserve.config import ModelSpec
+from embedserve.encoder import Backend, Encoder
 from embedserve.lanes import Stop
 from embedserve.models import Model
 from embedserve.pooling import Floats
 from embedserve.registry import load_model
-from embedserve.worker import Backend
-from embedserve.worker import Engine as WorkerEngine
 from tests import tiny
 
 
@@ -181,5 +180,5 @@ def test_no_memory(model: Model) -> None:
     engine.close()
 
 
-def _with(model: Model, backend: Backend) -> WorkerEngine:
+def _with(model: Model, backend: Backend) -> Encoder:
     return replace(model.engine, backend=backend)
