@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedserve import regular_file
+from embedserve import atomic_write, regular_file
 from embedserve.errors import Exit, StartupError
 
 # Where a key can be set: a pattern, and what takes the match's place. The text is searched, not
@@ -96,22 +94,5 @@ def check(path: Path, values: Mapping[str, int]) -> str:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that is there: whole at once or not at all; mode and owner stay. OSError."""
-    status = path.stat()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchown(handle, status.st_uid, status.st_gid)
-            os.fchmod(handle, status.st_mode & 0o7777)
-            file.flush()
-            os.fsync(handle)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    atomic_write.write(path, temporary, lambda file: file.write(content), like=path.stat())

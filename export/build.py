@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedserve import artifact
+from embedserve import artifact, atomic_write
 from embedserve.artifact import Manifest, Step
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
@@ -104,7 +104,7 @@ def export(
                 result = _make(spec, scratch, from_dir, progress, nurseries, convert_pickle)
                 _publish(scratch / _STAGE / spec.name, out / spec.name, scratch)
                 outcome = "the new artifact is in its place"
-                _sync(out)
+                atomic_write.sync(out)
             _write_record(home, result.wishes)
             seconds = time.monotonic() - start
             return Result(
@@ -350,12 +350,8 @@ def _up_to_date(spec: ModelSpec, out: Path, from_dir: Path | None) -> Manifest |
 def _write_record(home: Path, record: Mapping[str, Any]) -> None:
     """Say what the published artifact was made from. Lost in a crash: it is made once more."""
     path = home / "record.json"
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)  # of a killed run, or a link that leads elsewhere
-    with new.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=1) + "\n")
-    _sync(new)
-    new.replace(path)
+    text = json.dumps(record, indent=1) + "\n"
+    atomic_write.write(path, path.with_suffix(".new"), lambda file: file.write(text.encode()))
 
 
 def _home(out: Path, spec: ModelSpec) -> Path:
@@ -416,7 +412,7 @@ def _publish(stage: Path, final: Path, scratch: Path) -> None:
     Where two directories cannot be exchanged, one killed between two renames leaves none.
     """
     for path in (*stage.iterdir(), stage):
-        _sync(path)
+        atomic_write.sync(path)
     if not os.path.lexists(final):
         stage.rename(final)
     elif not _exchanged(stage, final):
@@ -439,14 +435,6 @@ def _exchanged(a: Path, b: Path) -> bool:
         return False
     names = (os.fsencode(a), os.fsencode(b))
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from embedserve import atomic_write
 from embedserve.bulk.chunks import BadRow, Cut
 from embedserve.errors import Exit, StartupError
 
@@ -146,27 +147,9 @@ def write_whole(path: Path, temporary: Path, write: Callable[[BinaryIO], None]) 
     where the disk does not take it.
     """
     try:
-        temporary.unlink(missing_ok=True)  # of a run that was killed
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
+        atomic_write.write(path, temporary, write)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise StartupError(
             f"{path}: {error.strerror}; what is finished is kept: run the same command again",
             Exit.CANTCREAT,
         ) from error
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
