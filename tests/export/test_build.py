@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedserve import artifact
+from embedserve import artifact, atomic_write
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, cli, graph, steps
@@ -145,7 +145,7 @@ def test_a_failing_disk_is_one_line(
     def fail(path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(build, "_sync", fail)
+    monkeypatch.setattr(atomic_write, "sync", fail)
     with pytest.raises(StartupError, match=os.strerror(number)) as caught:
         export_model(SPEC, out, source, True)
     assert caught.value.status == Exit.CANTCREAT
