@@ -57,8 +57,8 @@ PROVIDERS: Mapping[str, Provider] = {
     "cuda": Provider(
         "CUDAExecutionProvider",
         # Exact float32 (no TF32), and memory by what is asked for, not by powers of two.
-        # Attention by every kernel but cuDNN's (8): it plans anew for each shape of a pass, some
-        # 25 ms in which nothing is computed, and passes have thousands of shapes.
+        # Attention by every kernel but cuDNN's (8). cuDNN makes a plan for each new shape of a
+        # pass, which takes some 25 ms, and passes have thousands of shapes (docs/cuda.md).
         {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "247"},
         "install onnxruntime-gpu in the place of onnxruntime (docs/cuda.md)",
         # One pass computes while the other's arrays are made and copied. A third and a fourth take

@@ -39,7 +39,7 @@ NOMIC_TOKENS = 8192
 
 
 def main(folder: str = "build/gpu") -> None:
-    """Make the parts anew."""
+    """Remove old parts and make new ones."""
     made = Path(folder)
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
