@@ -73,9 +73,9 @@ def test_not_mapped(minilm: Server) -> None:
 
 
 def test_imports_point_one_way() -> None:
-    """A module imports only what stands before it, or before its folder, in the README's tree.
+    """Modules import only modules and folders listed above them in the README's tree.
 
-    Inside a folder there is no circle.
+    Imports inside a folder make no circle.
     """
     order = re.findall(r"^  (\w+)(?:\.py|/)", _tree(), re.MULTILINE)
     modules = tree.modules()

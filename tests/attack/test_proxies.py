@@ -125,7 +125,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def port(
     request: pytest.FixtureRequest, server: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
-    """Where a proxy listens that stands before the server."""
+    """The port of a proxy in front of the server."""
     if not (program := shutil.which(request.param, path=BINARIES)):
         pytest.skip(f"{request.param} is not installed: apt-get install {request.param}")
     folder, listening = tmp_path_factory.mktemp(request.param), free_port()

@@ -122,10 +122,21 @@ def _by_schedule(
     for budget, threads in itertools.product(BUDGETS, THREADS):
         passes = _passes(place, engine, kind, budget)
         with ThreadPoolExecutor(threads) as lanes:
-            once = lambda _: list(lanes.map(embed, passes))  # noqa: B023, E731
             turns = itertools.repeat(range(place.count(TEXTS[kind])))
+            once = partial(_run_all, lanes, embed, passes)
             found[f"{budget} tokens, {threads} threads"] = rate(turns, once, place.seconds / 5)
     return found
+
+
+def _run_all(
+    lanes: ThreadPoolExecutor,
+    embed: Callable[[list[Ints]], object],
+    passes: list[list[Ints]],
+    _: object,
+) -> None:
+    """Run every pass once, and wait for the last."""
+    for _row in lanes.map(embed, passes):
+        pass
 
 
 def _bare(place: Place, kind: str) -> dict[str, int]:
