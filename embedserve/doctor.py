@@ -96,7 +96,13 @@ class Report:
             return None
         lanes, tokens = self.setting("lanes").value, self.setting("tokens_per_pass").value
         return estimate(
-            self.needed, manifests, lanes, tokens, self.settings, takes_ids=self.takes_ids
+            self.needed,
+            manifests,
+            lanes,
+            tokens,
+            self.settings,
+            takes_ids=self.takes_ids,
+            on_device=backend.PROVIDERS[self.settings.provider].device is not None,
         )
 
     def advice(self) -> list[str]:
@@ -215,7 +221,8 @@ def _public(report: Report) -> Iterator[str]:
 
 
 def _tuned(report: Report) -> Iterator[str]:
-    if all(report.origins[name] == "default" for name in ("lanes", "tokens_per_pass")):
+    are_defaults = all(report.origins[n] == "default" for n in ("lanes", "tokens_per_pass"))
+    if are_defaults and report.settings.provider == "cpu":  # `tune` measures nothing else
         yield "lanes and tokens_per_pass are defaults: `embedserve tune --write` measures them here"
 
 

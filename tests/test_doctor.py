@@ -130,6 +130,11 @@ class TestHealthy:
     def test_what_a_provider_serves_best(self, place: Path) -> None:
         """Lanes and budget that are not set are the provider's own, and it says so."""
         _, report = examined(place, "--provider", "cuda")
+        # `tune` measures the CPU alone, and a device's memory holds the passes.
+        assert not any("tune" in line for line in report["advice"])
+        _, on_cpu = examined(place, "--tokens-per-pass", "16384", "--lanes", "2")
+        bounds = [each["memory_bound"]["passes"] for each in (report, on_cpu)]
+        assert bounds[0] < bounds[1]
         assert report["settings"]["lanes"] == {"value": 2, "origin": "default: for cuda"}
         assert report["settings"]["tokens_per_pass"]["value"] == 16_384
         _, report = examined(place)
