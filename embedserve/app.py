@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve import allocator, body, metrics, pages, parallelism, schemas
 from embedserve.allowance import Allowance
+from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import framed
@@ -56,6 +57,7 @@ class Service:
             settings.max_wait,
             self.metrics,
             cache,
+            PROVIDERS[settings.provider].tokenizers,
         )
         readiness.longest_stop = self.worker.longest_stop
         readiness.is_device_lost = lambda: self.worker.lost is not None

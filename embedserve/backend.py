@@ -29,7 +29,8 @@ from embedserve.pooling import Floats, Ints, pool
 class Provider:
     """An execution provider: onnxruntime's name, its options, and how to get it.
 
-    `lanes` (0: one per core) and `tokens_per_pass` are what serves it best unless they are set.
+    `lanes` (0: one per core) and `tokens_per_pass` are what serves it best unless they are set;
+    `tokenizers` is.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Provider:
     advice: str
     lanes: int
     tokens_per_pass: int
+    tokenizers: int = 1  # requests that are tokenized at once
     device: str | None = None  # where token embeddings stay, and are pooled
     disabled_optimizers: tuple[str, ...] = ()  # of onnxruntime's, by its names
     check: Callable[[], None] = lambda: None  # StartupError where this machine cannot run it
@@ -66,6 +68,8 @@ PROVIDERS: Mapping[str, Provider] = {
         lanes=2,
         # 4,096 to 131,072 are equal within the noise: the front is full before the GPU is.
         tokens_per_pass=16_384,
+        # One request's texts are cut while another's ids come back from the threads that did.
+        tokenizers=2,
         # 512 texts of 256 tokens take 14 ms, and 161 where their token embeddings are copied.
         device="cuda",
         check=cuda.check,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from embedserve import logs
 from embedserve.artifact import Manifest
+from embedserve.backend import PROVIDERS
 from embedserve.body import most_values
 from embedserve.host import Known
 from embedserve.pending import BODY_COPIES, answer_bytes, reserved
@@ -168,10 +169,11 @@ def _largest(manifest: Manifest, limits: Limits) -> int:
 
 
 def _tokenizing(limits: Limits) -> int:
-    """One slice at a time, and a slice ends with the text that fills it."""
+    """A slice in each thread, and a slice ends with the text that fills it."""
     longest = max(manifest.max_tokens for manifest in limits.manifests)
     text = min(longest * CHARACTERS_PER_TOKEN, MOST_CHARACTERS, limits.settings.max_body_bytes)
-    return ENCODED_BYTES * (limits.step_characters + text)
+    threads = PROVIDERS[limits.settings.provider].tokenizers
+    return threads * ENCODED_BYTES * (limits.step_characters + text)
 
 
 CONSUMERS: tuple[Consumer, ...] = (
@@ -206,7 +208,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "tokenizing",
-        "what the tokenizer's library makes of one slice of texts",
+        "what the tokenizer's library makes of the slices of texts in its threads",
         "the model's limit, `max_body_bytes`",
         _tokenizing,
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedserve import artifact, process
+from embedserve import artifact, parallelism, process
 from embedserve.artifact import Golden
 from embedserve.backend import PROVIDERS, OnnxBackend
 from embedserve.config import Alias, ModelSpec
@@ -119,22 +119,22 @@ def load(
     specs: Iterable[ModelSpec], aliases: Iterable[Alias], artifacts: Path, provider: str, cores: int
 ) -> ModelRegistry:
     """Load each model's artifact, check digests and golden vectors. StartupError names the file."""
-    models = [load_model(spec, artifacts / spec.name, provider, cores)[0] for spec in specs]
+    threads = parallelism.tokenizing(PROVIDERS[provider], cores)
+    models = [load_model(s, artifacts / s.name, provider, cores, threads)[0] for s in specs]
     return ModelRegistry(models, aliases)
 
 
 def load_model(
-    spec: ModelSpec, directory: Path, provider: str, cores: int = 1
+    spec: ModelSpec, directory: Path, provider: str, cores: int = 1, tokenizing: int = 1
 ) -> tuple[Model, float]:
     """Load one artifact and prove it on the provider that will serve it.
 
-    A lone text may use `cores`. Returns the model and the largest difference from its golden
-    vectors.
+    A lone text may use `cores`; `tokenizing` threads share a batch of texts. Returns the model and
+    the largest difference from its golden vectors.
     """
     start = time.perf_counter()
     manifest = artifact.read(directory)
     artifact.check_small_files(directory, manifest)
-    tokenizing = _tokenizing_threads(provider, cores)
     process.tokenize_with(tokenizing)
     with ThreadPoolExecutor(2) as threads:  # what takes longest, side by side: 75 of 400 ms
         weights = threads.submit(artifact.check_weights, directory, manifest)
@@ -159,16 +159,6 @@ def load_model(
         manifest.fingerprint,
     )
     return model, difference
-
-
-def _tokenizing_threads(provider: str, cores: int) -> int:
-    """How many threads tokenize: one beside lanes that compute on the cores, else what is free.
-
-    A GPU's lanes and the event loop take a core each, and one thread tokenizes 8,000 texts a
-    second: far less than a GPU embeds.
-    """
-    row = PROVIDERS[provider]
-    return 1 if row.device is None else max(1, cores - row.lanes - 1)
 
 
 def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, float]:

@@ -1,10 +1,10 @@
-"""One thread that does work in slices, each request's in its turn: Slicer; the Task it does."""
+"""Threads that do work in slices, each request's in its turn: Slicer; the Task it does."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -66,9 +66,10 @@ class _Slice:
 
 
 class Slicer:
-    """A thread and the work that waits for it. Owned by the event loop; not thread-safe.
+    """Threads and the work that waits for them. Owned by the event loop; not thread-safe.
 
-    `pace`: how many seconds a unit takes, learned from each slice.
+    `pace`: how many seconds a unit takes in a thread, learned from each slice. A task is in one
+    thread at a time.
     """
 
     def __init__(
@@ -76,15 +77,16 @@ class Slicer:
         name: str,
         grain: int,
         pace: Pace,
+        threads: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._turns = Turns(grain)
         self._pace = pace
         self._clock = clock
         self._started: dict[Turn, _Started] = {}
-        self._is_free = True
+        self._threads = self._free = threads
         self._closed = False
-        self._lane = Lanes(1, self._run, self._done, name)
+        self._lanes = Lanes(threads, self._run, self._done, name)
 
     def start(
         self, task: Task[T], hold: Callable[[int], None] = lambda held: None
@@ -103,31 +105,35 @@ class Slicer:
 
     def wait_before(self, cost: int) -> float:
         """Seconds that a task of `cost` units would wait for its first slice."""
-        return self._pace.seconds(self._turns.before(cost)) if self._turns else 0.0
+        return 0.0 if self._free else self._seconds(self._turns.before(cost))
 
     def wait(self) -> float:
         """Seconds until all that waits now is done."""
-        return self._pace.seconds(self._turns.waiting()) if self._turns else 0.0
+        return self._seconds(self._turns.waiting()) if self._turns else 0.0
 
     def close(self, grace: float) -> None:
-        """Cancel all that waits; the thread ends with the step it does, waited for `grace` s."""
+        """Cancel all that waits; a thread ends with the step it does, waited for `grace` s."""
         self._closed = True
         for started in list(self._started.values()):
             started.future.cancel()
             self._forget(started)
-        self._lane.close(grace)
+        self._lanes.close(grace)
+
+    def _seconds(self, work: Mapping[Hashable, int]) -> float:
+        """Seconds that all threads take for it together."""
+        return self._pace.seconds(work) / self._threads
 
     def _pump(self) -> None:
-        while self._is_free and not self._closed and (turn := self._turns.first()) is not None:
+        while self._free and not self._closed and (turn := self._turns.take()) is not None:
             started = self._started[turn]
             if started.future.done():
                 self._forget(started)
                 continue
-            self._is_free = False
-            self._lane.start(started)
+            self._free -= 1
+            self._lanes.start(started)
 
     def _run(self, started: _Started) -> _Slice:
-        """In the thread: steps until the slice is over."""
+        """In a thread: steps until the slice is over."""
         done = _Slice()
         start = self._clock()
         try:
@@ -143,13 +149,13 @@ class Slicer:
         return done
 
     def _done(self, started: _Started, done: _Slice) -> None:
-        self._is_free = True
-        self._turns.advance(started.turn, done.cost)
-        self._pace.learn(started.task.kind, done.cost, done.seconds)
+        self._free += 1
         future = started.future
         if done.ended or future.done():
             self._turns.leave(started.turn)
-        self._pump()  # the thread first: it works while the loop goes on
+        self._turns.advance(started.turn, done.cost)
+        self._pace.learn(started.task.kind, done.cost, done.seconds)
+        self._pump()  # the threads first: they work while the loop goes on
         if future.done():
             return
         if done.error is not None:

@@ -23,6 +23,7 @@ class Turn:
     kind: Hashable
     left: int
     place: int  # its key
+    number: int  # of all that came; of equal keys the first goes first
     waiting: bool = True
 
 
@@ -52,26 +53,29 @@ class Turns:
 
     def put(self, kind: Hashable, cost: int) -> Turn:
         """Add work of `cost` units, 1 or more."""
-        turn = Turn(kind, cost, self.done + PATIENCE * cost)
         self._number += 1
         self._count += 1
-        heapq.heappush(self._heap, _Waiting(turn.place, self._number, turn))
+        turn = Turn(kind, cost, self.done + PATIENCE * cost, self._number)
+        heapq.heappush(self._heap, _Waiting(turn.place, turn.number, turn))
         self._add(turn, cost)
         return turn
 
-    def first(self) -> Turn | None:
-        """The work that has the next slice; it stays where it is."""
-        while self._heap and not self._heap[0].turn.waiting:
-            heapq.heappop(self._heap)
-        return self._heap[0].turn if self._heap else None
+    def take(self) -> Turn | None:
+        """The work that has the next slice; it is not given again before `advance`."""
+        while self._heap:
+            turn = heapq.heappop(self._heap).turn
+            if turn.waiting:
+                return turn
+        return None
 
     def advance(self, turn: Turn, units: int) -> None:
-        """Count a slice of `units` as done, also of work that has left."""
+        """Its slice is over: count `units` as done, also of work that has left meanwhile."""
         self.done += units
         if turn.waiting:
             units = min(units, turn.left)
             turn.left -= units
             self._add(turn, -units)
+            heapq.heappush(self._heap, _Waiting(turn.place, turn.number, turn))
 
     def leave(self, turn: Turn) -> None:
         """Forget work that is done, or that nobody waits for; twice is once."""

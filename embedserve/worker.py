@@ -59,7 +59,7 @@ class _Done:
 
 
 class Worker:
-    """Passes over lanes (inference threads), a tokenizer's thread and one for big answers.
+    """Passes over lanes (inference threads), `tokenizers` threads and one for big answers.
 
     Owned by the event loop; not thread-safe. Threads receive arrays and return arrays.
     """
@@ -72,6 +72,7 @@ class Worker:
         max_wait: float,
         metrics: Metrics,
         cache: VectorCache | None = None,
+        tokenizers: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.queue = BatchQueue(tokens_per_pass)
@@ -90,7 +91,8 @@ class Worker:
         self._door = (0.0, 0.0)  # until when, and the wait of the smallest request
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._lanes = Lanes(lanes, self._run, self._done)
-        self._tokenizer = Slicer(TOKENIZER, TOKENIZER_GRAIN, Pace(TOKENIZER_PACE, SLICE_SECONDS))
+        pace = Pace(TOKENIZER_PACE, SLICE_SECONDS)
+        self._tokenizer = Slicer(TOKENIZER, TOKENIZER_GRAIN, pace, tokenizers)
         self._renderer = Slicer(RENDERER, RENDERER_GRAIN, Pace(RENDERER_PACE, SLICE_SECONDS))
 
     def encode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,26 @@ def cuda_by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     row = replace(PROVIDERS["cuda"], name=cpu, options={}, device="cpu", check=lambda: None)
     monkeypatch.setitem(PROVIDERS, "cuda", row)
     monkeypatch.setattr(process, "prepare", lambda: None)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 1), (4, 1), (16, 13)])
+def test_tokenizing(cores: int, expected: int) -> None:
+    """Beside a GPU's two lanes and the loop, what is free; beside lanes on the cores, one."""
+    assert parallelism.tokenizing(PROVIDERS["cuda"], cores) == expected
+    assert parallelism.tokenizing(PROVIDERS["cpu"], cores) == 1
+
+
+def test_indexing_tokenizes_on_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As serving does; on the CPU every core has a lane."""
+    tiny.write(tmp_path / "m")
+    monkeypatch.setattr(host, "read", lambda: SimpleNamespace(cores=SimpleNamespace(value=16)))
+    asked: list[int] = []
+    monkeypatch.setattr(process, "tokenize_with", asked.append)
+    for provider in ("cuda", "cpu"):
+        settings, how = Settings(provider=provider, lanes=1), How("", "end", tiny.HIDDEN)
+        here = command._local(ModelSpec("m"), tmp_path / "m", settings, how, None, None)()  # type: ignore[arg-type]
+        here._engine.close()  # type: ignore[attr-defined]
+    assert asked == [13, 1]
 
 
 @pytest.mark.parametrize(

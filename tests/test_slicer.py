@@ -30,13 +30,13 @@ class Clock:
 class Bench:
     """A slicer, and what its tasks did in which order."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
         self.done: list[str] = []
         self.pace = Pace(1.0, SLICE_SECONDS)
-        self.slicer = Slicer("slicer_", 1, self.pace, Clock())
+        self.slicer = Slicer("slicer_", 1, self.pace, threads, Clock())
 
     def task(self, name: str, steps: int) -> Task[str]:
         """Work of so many steps, a unit and a byte each."""
@@ -53,16 +53,16 @@ class Bench:
 
 
 @asynccontextmanager
-async def made() -> AsyncIterator[Bench]:
-    bench = Bench()
+async def made(threads: int) -> AsyncIterator[Bench]:
+    bench = Bench(threads)
     yield bench
     bench.gate.set()
     bench.slicer.close(SECONDS)
 
 
-def run(test: Callable[[Bench], Awaitable[None]]) -> None:
+def run(test: Callable[[Bench], Awaitable[None]], threads: int = 1) -> None:
     async def main() -> None:
-        async with asyncio.timeout(SECONDS), made() as bench:
+        async with asyncio.timeout(SECONDS), made(threads) as bench:
             await test(bench)
 
     asyncio.run(main())
@@ -102,6 +102,30 @@ def test_what_nobody_waits_for_ends_with_its_step() -> None:
         assert bench.done in (["runs", "next"], ["next"])
 
     run(test)
+
+
+def test_two_threads_do_two_tasks_at_once() -> None:
+    """Never two steps of one; what waits is shared by both."""
+
+    async def test(bench: Bench) -> None:
+        meeting = threading.Barrier(2)
+        inside: list[str] = []
+
+        def work(name: str) -> Steps[str]:
+            for _ in range(5):
+                assert name not in inside
+                inside.append(name)
+                meeting.wait(SECONDS)
+                inside.remove(name)
+                yield Step(10)
+            return name
+
+        tasks = [bench.slicer.start(Task("kind", 50, work(name))) for name in "ab"]
+        assert bench.slicer.wait() == 50
+        assert list(await asyncio.gather(*tasks)) == ["a", "b"]
+        assert bench.slicer.wait() == 0
+
+    run(test, threads=2)
 
 
 def test_what_it_keeps_is_told_and_may_be_refused() -> None:

@@ -28,7 +28,7 @@ def played(events: list[tuple[str, int]]) -> tuple[Turns, list[Turn]]:
     for event, number in events:
         if event == "comes":
             waiting.append(turns.put(number % 3, number))
-        elif event == "slice" and (turn := turns.first()) is not None:
+        elif event == "slice" and (turn := turns.take()) is not None:
             turns.advance(turn, number)
             if turn.left == 0:
                 turns.leave(turn)
@@ -38,26 +38,45 @@ def played(events: list[tuple[str, int]]) -> tuple[Turns, list[Turn]]:
     return turns, waiting
 
 
+def first(turns: Turns) -> Turn | None:
+    """The work that has the next slice, and goes on having it."""
+    turn = turns.take()
+    if turn is not None:
+        turns.advance(turn, 0)
+    return turn
+
+
 def test_small_passes_large() -> None:
     """Work that came later goes first when it asks for less."""
     turns = Turns(GRAIN)
     large = turns.put("a", 1_000)
-    assert turns.first() is large
+    assert first(turns) is large
     small = turns.put("a", 10)
-    assert turns.first() is small
+    assert first(turns) is small
     turns.leave(small)
-    assert turns.first() is large
+    assert first(turns) is large
+
+
+def test_what_was_taken_is_not_given_again_before_its_slice_is_over() -> None:
+    """The next has a thread meanwhile; then the order is what it was."""
+    turns = Turns(GRAIN)
+    one, two = turns.put("a", 100), turns.put("a", 100)
+    assert [turns.take(), turns.take(), turns.take()] == [one, two, None]
+    turns.advance(two, 10)
+    turns.advance(one, 10)
+    assert (turns.take(), turns.waiting()) == (one, {"a": 180})
 
 
 def test_equal_work_is_done_in_the_order_in_which_it_came() -> None:
     """And the first is finished before the second begins."""
     turns = Turns(GRAIN)
-    first, second = turns.put("a", 100), turns.put("a", 100)
-    turns.advance(first, 60)
-    assert turns.first() is first
-    turns.advance(first, 40)
-    turns.leave(first)
-    assert turns.first() is second
+    one, two = turns.put("a", 100), turns.put("a", 100)
+    assert turns.take() is one
+    turns.advance(one, 60)
+    assert turns.take() is one
+    turns.advance(one, 40)
+    turns.leave(one)
+    assert turns.take() is two
 
 
 def test_leaving_twice_is_leaving_once() -> None:
@@ -75,20 +94,15 @@ def test_nothing_starves(small: int) -> None:
     """Large work is begun before PATIENCE times its cost of later work is done."""
     turns = Turns(GRAIN)
     large = turns.put("a", 500)
-    while (turn := turns.first()) is not large:
-        assert turn is not None
-        turns.advance(turn, turn.left)
-        turns.leave(turn)
-        turns.put("a", small)
     for _ in range(PATIENCE * 500):
         turns.put("a", small)
-        turn = turns.first()
+        turn = turns.take()
         if turn is large:
             break
         assert turn is not None
-        turns.advance(turn, turn.left)
         turns.leave(turn)
-    assert turns.first() is large
+        turns.advance(turn, turn.left)
+    assert turn is large
     assert turns.done <= PATIENCE * 500 + small
 
 
@@ -116,7 +130,7 @@ def test_what_goes_before_is_known_to_one_grain(events: list[tuple[str, int]], c
 def test_the_first_has_the_smallest_key(events: list[tuple[str, int]]) -> None:
     """Of all that waits."""
     turns, waiting = played(events)
-    first = turns.first()
-    assert (first is None) == (not waiting)
-    if first is not None:
-        assert first.place == min(turn.place for turn in waiting)
+    found = turns.take()
+    assert (found is None) == (not waiting)
+    if found is not None:
+        assert found.place == min(turn.place for turn in waiting)

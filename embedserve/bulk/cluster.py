@@ -109,7 +109,7 @@ class Embed:
         tokens = parallelism.tokens_per_pass(task.settings)
         try:
             _check_versions(wanted)
-            model = load(shipped, task.spec, task.fingerprint, task.settings.provider)
+            model = load(shipped, task.spec, task.fingerprint, task.settings.provider, cores)
             self._engine = Engine(model, task.how, lanes, tokens)
         except StartupError as error:
             self._refused = StartupError(f"on {platform.node()}: {error}", error.status)

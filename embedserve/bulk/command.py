@@ -17,6 +17,7 @@ import numpy as np
 
 from embedserve import artifact, host, parallelism, registry
 from embedserve.artifact import Manifest
+from embedserve.backend import PROVIDERS
 from embedserve.bulk.chunks import Cut, Reader, Selection
 from embedserve.bulk.cluster import Source, Task, open_cluster
 from embedserve.bulk.engine import Engine, How
@@ -202,8 +203,10 @@ def _local(
     """Open a model on every core of this process."""
 
     def opened() -> Local:
-        model, _ = registry.load_model(spec, directory, settings.provider)
-        lanes = parallelism.lanes(settings, host.read().cores.value)
+        cores = host.read().cores.value
+        threads = parallelism.tokenizing(PROVIDERS[settings.provider], cores)
+        model, _ = registry.load_model(spec, directory, settings.provider, tokenizing=threads)
+        lanes = parallelism.lanes(settings, cores)
         tokens = parallelism.tokens_per_pass(settings)
         return Local(Engine(model, how, lanes, tokens), reader, maker)
 

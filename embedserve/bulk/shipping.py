@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embedserve import artifact
+from embedserve import artifact, parallelism
+from embedserve.backend import PROVIDERS
 from embedserve.config import ModelSpec
 from embedserve.errors import StartupError
 from embedserve.models import Model
@@ -81,7 +82,7 @@ SHIPPING: Mapping[str, Callable[[Path, Any], Shipped]] = {
 }
 
 
-def load(shipped: Shipped, spec: ModelSpec, fingerprint: str, provider: str) -> Model:
+def load(shipped: Shipped, spec: ModelSpec, fingerprint: str, provider: str, cores: int) -> Model:
     """On a node: load what was shipped, with all checks. StartupError names what is wrong."""
     with shipped.directory() as directory:
         found = artifact.read(directory).fingerprint
@@ -89,5 +90,6 @@ def load(shipped: Shipped, spec: ModelSpec, fingerprint: str, provider: str) -> 
             raise StartupError(
                 f"{directory}: has the fingerprint {found:.12}, the job's is {fingerprint:.12}"
             )
-        model, _ = load_model(spec, directory, provider)
+        threads = parallelism.tokenizing(PROVIDERS[provider], cores)
+        model, _ = load_model(spec, directory, provider, tokenizing=threads)
     return model

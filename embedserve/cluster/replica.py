@@ -46,11 +46,16 @@ class Replica:
         settings = replace(settings, access_log=False, cors_origins=(), api_keys_file="")
         logs.configure(settings)
         cores = _cores()
+        provider = PROVIDERS[settings.provider]
         model, _ = registry.load_model(
-            served.spec, Path(artifacts) / served.spec.name, settings.provider, cores
+            served.spec,
+            Path(artifacts) / served.spec.name,
+            settings.provider,
+            cores,
+            parallelism.tokenizing(provider, cores),
         )
         # Ray's num_cpus says how many cores a replica has, whatever `lanes` says of a whole host.
-        on_cores = PROVIDERS[settings.provider].device is None
+        on_cores = provider.device is None
         lanes = cores if on_cores else parallelism.lanes(settings, cores)
         self._readiness, self._metrics = Readiness(), Metrics()
         self._app = create_app(

@@ -33,7 +33,7 @@ def page(text: str, runs: Runs) -> str:
 
 def tables(runs: Runs) -> Iterator[str]:
     """All of them, each with the run it is from."""
-    for made in (_throughput, _rivals, _latency, _passes, _parity, _company, _memory):
+    for made in (_throughput, _indexing, _rivals, _latency, _passes, _parity, _company, _memory):
         step = made.__name__[1:]
         found, origin = last(runs, step)
         yield from ("", f"{_TITLES[step]} ({origin}):", "")
@@ -42,6 +42,7 @@ def tables(runs: Runs) -> Iterator[str]:
 
 _TITLES = {
     "throughput": "Texts a second through HTTP, 64 clients, all-MiniLM-L6-v2",
+    "indexing": "A file of texts with `embedserve embed`, fp16, texts a second",
     "rivals": "On the same GPU without HTTP, fp16, texts a second",
     "latency": "One short text, p50 / p99, alone and beside eight clients with 256 texts a request",
     "passes": "Milliseconds of a pass, sequences x tokens",
@@ -69,6 +70,12 @@ def _throughput(found: Mapping[str, Any]) -> Iterator[str]:
     for setting, by_load in found.items():
         cells = (f"{row['texts']:,} (GPU {row['gpu_percent']} %)" for row in by_load.values())
         yield f"| {setting} | {' | '.join(cells)} |"
+
+
+def _indexing(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| short | mixed | long |"
+    yield "|---|---|---|"
+    yield f"| {' | '.join(format(found[kind]['texts a second'], ',') for kind in KINDS)} |"
 
 
 def _rivals(found: Mapping[str, Any]) -> Iterator[str]:

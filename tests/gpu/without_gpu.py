@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from embedserve import backend, cli, registry
+from embedserve import backend, cli, parallelism, registry
 from embedserve.backend import PROVIDERS, OnnxBackend
 from embedserve.batching import Batch
 from embedserve.pooling import Floats
@@ -29,6 +29,8 @@ def main() -> None:
     cuda, cpu = PROVIDERS["cuda"], PROVIDERS["cpu"]
     row = replace(cuda, name=cpu.name, options={}, device=cpu.device, check=cpu.check)
     cast(dict[str, Any], backend.PROVIDERS)["cuda"] = row
+    tokenizing = parallelism.tokenizing
+    parallelism.tokenizing = lambda provider, cores: tokenizing(cuda, cores)
     OnnxBackend.embed = embed  # type: ignore[method-assign,assignment]
     registry.check_golden = lambda *_: (0.0, 1e7)
     cli.main(sys.argv[1:])
