@@ -24,7 +24,8 @@ from embedserve.config import ModelSpec
 from export import build, sources
 from export.steps import Nurseries
 from tests.export import checkpoints
-from tests.gpu.place import FP16, FP32, NOMIC, ROOT
+from tests.gpu import families
+from tests.gpu.place import DECODER, FP16, FP32, NOMIC, ROOT
 
 PART = 56_000_000
 MODEL = "all-MiniLM-L6-v2"
@@ -75,7 +76,7 @@ def download(folder: Path) -> None:
 
 
 def models(tree: Path) -> None:
-    """Export all-MiniLM-L6-v2 in both precisions and a small nomic_bert; keep the checkpoint."""
+    """Export all-MiniLM-L6-v2 in both precisions, and small models; keep the checkpoint."""
     spec = config.read(ROOT / "models.toml").models[MODEL]
     specs = [replace(spec, name=FP32), replace(spec, name=FP16, precision="fp16")]
     with tempfile.TemporaryDirectory(dir=tree.parent) as scratch, Nurseries() as nurseries:
@@ -86,9 +87,11 @@ def models(tree: Path) -> None:
         given = [(one, tree / "checkpoint") for one in specs]
         for one, directory in [*given, (ModelSpec(name=NOMIC), nomic)]:
             build.export(one, tree / "artifacts", directory, True, print, nurseries)
+        families.make(tree / "artifacts", nurseries)
     shutil.rmtree(tree / "artifacts" / ".export", ignore_errors=True)
     halve(tree / "checkpoint" / "model.safetensors")
     tables = [f"[models.{FP32}]\n", f'[models.{FP16}]\nprecision = "fp16"\n', f"[models.{NOMIC}]\n"]
+    tables += [f"[models.{DECODER}]\n"]
     (tree / "models.toml").write_text("\n".join(tables), encoding="utf-8")
 
 

@@ -10,6 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FP32, FP16, NOMIC = "minilm-fp32", "minilm-fp16", "nomic-small"
+DECODER = "qwen3-embedding-fp32"
+# Shapes of tests/models/shapes.py: one of each architecture.
+FAMILIES = (
+    *("bert-cls-bge", "distilbert-mean", "electra", "albert", "mpnet", "xlmr-mean-e5"),
+    *("deberta-v3", "t5-gtr", "modernbert-gte", "nomic-v15", "gte-new", "jina-v3"),
+    *("qwen3-embedding", "qwen2-gte-kalm", "mistral-e5", "llama-scaled", "eurobert", "gemma"),
+    *("gemma2-bge-multilingual", "embeddinggemma", "potion-base-8m"),
+)
 
 
 @dataclass(frozen=True, slots=True)

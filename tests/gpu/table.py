@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.place import FP16, FP32, NOMIC, ROOT
+from tests.gpu.place import FAMILIES, FP16, FP32, NOMIC, ROOT
 
 REPORT = Path(__file__).with_name("report.json")
 PAGE = ROOT / "docs" / "cuda.md"
@@ -33,7 +33,17 @@ def page(text: str, runs: Runs) -> str:
 
 def tables(runs: Runs) -> Iterator[str]:
     """All of them, each with the run it is from."""
-    for made in (_throughput, _indexing, _rivals, _latency, _passes, _parity, _company, _memory):
+    for made in (
+        _throughput,
+        _indexing,
+        _rivals,
+        _latency,
+        _passes,
+        _parity,
+        _families,
+        _company,
+        _memory,
+    ):
         step = made.__name__[1:]
         found, origin = last(runs, step)
         yield from ("", f"{_TITLES[step]} ({origin}):", "")
@@ -47,6 +57,7 @@ _TITLES = {
     "latency": "One short text, p50 / p99, alone and beside eight clients with 256 texts a request",
     "passes": "Milliseconds of a pass, sequences x tokens",
     "parity": "Against the vectors of the CPU's fp32 artifact, 416 texts",
+    "families": "Small models of random weights against the CPU's fp32 artifact, 64 mixed texts",
     "company": "Texts of 24 that keep all their bits, and the largest difference of a component",
     "memory": "MB on the device by nvidia-smi",
 }
@@ -119,6 +130,22 @@ def _parity(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for name, row in found.items():
         yield f"| {name} | {row['largest_difference']:.1e} | {row['least_cosine']:.8f} |"
+
+
+def _families(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| | fp32: largest difference, least cosine | fp16 |"
+    yield "|---|---|---|"
+    for family in FAMILIES:
+        cells = []
+        for precision in ("fp32", "fp16"):
+            row = found[f"{family}-{precision}"]
+            is_measured = isinstance(row, dict)
+            cells.append(
+                f"{row['largest_difference']:.1e}, {row['least_cosine']:.6f}"
+                if is_measured
+                else row
+            )
+        yield f"| {family} | {' | '.join(cells)} |"
 
 
 def _company(found: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ STEPS: Mapping[str, Step] = {
     "versions": Step(30, "the GPU, the driver and the versions of all libraries"),
     "start": Step(90, "the server starts and proves its golden vectors; what it refuses"),
     "parity": Step(60, "vectors against those of the CPU's artifact"),
+    "families": Step(90, "vectors of small models, one of each architecture"),
     "company": Step(45, "whether a text's bits depend on what shares its pass"),
     "memory": Step(60, "memory on the device after load and after long texts"),
     "exhaustion": Step(60, "another process takes the memory: answers, and life"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.gpu.place import FP16, FP32, NOMIC, Place
+from tests.gpu.place import DECODER, FP16, FP32, NOMIC, Place
 from tests.gpu.results import Results
 from tests.gpu.server import refused, serving
 
@@ -26,6 +26,7 @@ def run(place: Place, results: Results, log: Path) -> None:
         }
         for name, variables in lacking.items():
             results.attempt(name, refused, place, FP32, **variables)
+        results.attempt("a decoder in fp32", refused, place, DECODER)
 
 
 def _started(place: Place, model: str, log: Path) -> dict[str, object]:
