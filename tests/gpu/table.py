@@ -138,7 +138,7 @@ def _families(found: Mapping[str, Any]) -> Iterator[str]:
     for family in FAMILIES:
         cells = []
         for precision in ("fp32", "fp16"):
-            row = found[f"{family}-{precision}"]
+            row = found.get(f"{family}-{precision}", "")
             is_measured = isinstance(row, dict)
             cells.append(
                 f"{row['largest_difference']:.1e}, {row['least_cosine']:.6f}"
