@@ -6,7 +6,8 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
-from embedserve.batching import PATIENCE, Shape
+from embedserve.batching import PATIENCE
+from embedserve.cost import Shape
 from embedserve.errors import RequestError
 
 # One pass is enough for a first guess; each later pass weighs 1/20.

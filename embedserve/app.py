@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embedserve import allocator, body, metrics, pages, parallelism, schemas
+from embedserve import body, metrics, providers, render, room
 from embedserve.allowance import Allowance
-from embedserve.backend import PROVIDERS
 from embedserve.cache import VectorCache
 from embedserve.embeddings import Embeddings
 from embedserve.frame import framed
@@ -21,15 +21,16 @@ from embedserve.intake import Intake
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
 from embedserve.pending import Pending
+from embedserve.providers import PROVIDERS
 from embedserve.readiness import Readiness
-from embedserve.registry import ModelRegistry, describe, register_metrics
+from embedserve.registry import ModelRegistry, describe
+from embedserve.routes import EMBEDDINGS, routes
 from embedserve.settings import Settings
 from embedserve.tokenize import Tokenize
 from embedserve.worker import Worker
 
 # A pass that nobody waits for is stopped between two operators: tens of milliseconds.
 LANES_GRACE = 5.0
-EMBEDDINGS = ("/v1/embeddings", "/openai/v1/embeddings")
 
 
 class Service:
@@ -53,7 +54,7 @@ class Service:
         self.worker = Worker(
             registry.engines(),
             lanes,
-            parallelism.tokens_per_pass(settings),
+            providers.tokens_per_pass(settings),
             settings.max_wait,
             self.metrics,
             cache,
@@ -69,7 +70,7 @@ class Service:
         self.metrics.fix("max_wait_seconds", settings.max_wait)
         self.metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
         self.pending = Pending(
-            settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(allocator.trim)
+            settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(room.trim)
         )
         self.metrics.watch("pending_bytes", lambda: self.pending.bytes)
         self.intake = Intake(settings, takes_ids=registry.takes_ids)
@@ -80,16 +81,16 @@ class Service:
         register_metrics(registry, self.worker, self.metrics)
 
     async def list_models(self, request: Request) -> Response:
-        return _json(schemas.render({"object": "list", "data": self.registry.names()}))
+        return _json(render.render({"object": "list", "data": self.registry.names()}))
 
     async def list_models_openai(self, request: Request) -> Response:
         data = [self._openai_model(name) for name in self.registry.names()]
-        return _json(schemas.render({"object": "list", "data": data}))
+        return _json(render.render({"object": "list", "data": data}))
 
     async def get_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         facts = describe(*self.registry.find(name))
-        return _json(schemas.render({**self._openai_model(name), **facts}))
+        return _json(render.render({**self._openai_model(name), **facts}))
 
     async def get_metrics(self, request: Request) -> Response:
         # Some 4 ms each: a flood of scrapes gets what was rendered tens of milliseconds ago.
@@ -105,7 +106,7 @@ class Service:
 
     async def ready(self, request: Request) -> Response:
         self.readiness.check_ready()
-        return _json(schemas.render({"status": "ok", "models": self.registry.names()}))
+        return _json(render.render({"status": "ok", "models": self.registry.names()}))
 
     def _openai_model(self, name: str) -> dict[str, object]:
         owner = self.registry.find(name)[0].manifest.owner
@@ -131,7 +132,7 @@ def create_app(
         service.worker.close(LANES_GRACE)
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
-    router = Router(routes(service), redirect_slashes=False, lifespan=lifespan)
+    router = Router(routes(service, settings.max_inputs), redirect_slashes=False, lifespan=lifespan)
     return framed(_shortcut(router, service), settings, keys or Keys(None), metrics)
 
 
@@ -145,22 +146,20 @@ def _shortcut(router: ASGIApp, service: Service) -> ASGIApp:
     return app
 
 
-def routes(service: Service) -> list[Route]:
-    """Every route. The two surfaces over the same models differ in GET models alone."""
-    return [
-        *(Route(path, service.embeddings, methods=["POST"]) for path in EMBEDDINGS),
-        Route("/v1/models", service.list_models),
-        Route("/openai/v1/models", service.list_models_openai),
-        Route("/v1/models/{name}", service.get_model),
-        Route("/openai/v1/models/{name}", service.get_model),
-        Route("/v1/tokenize", service.tokenize, methods=["POST"]),
-        Route("/metrics", service.get_metrics),
-        Route("/livez", service.live),
-        Route("/readyz", service.ready),
-        Route("/health", service.ready),
-        *pages.routes(service.settings.max_inputs),
-    ]
-
-
 def _json(content: bytes) -> Response:
     return Response(content, media_type=body.JSON)
+
+
+def register_metrics(registry: ModelRegistry, worker: Worker, metrics: Metrics) -> None:
+    """Make every series of every model."""
+    for model in registry:
+        manifest, shape = model.manifest, model.engine.shape
+        metrics.add_model(
+            model.name,
+            depth=functools.partial(worker.queue.depth, shape),
+            fingerprint=manifest.fingerprint,
+            dimension=str(manifest.dimension),
+            max_tokens=str(manifest.max_tokens),
+            precision=manifest.precision,
+            provider=model.provider,
+        )

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedserve import regular_file
+from embedserve.array_types import Floats
 from embedserve.config import PRECISIONS
 from embedserve.errors import Exit, StartupError
 from embedserve.finishing import ACTIVATIONS
-from embedserve.pooling import BAG, POOLING, Floats
+from embedserve.pooling import BAG, POOLING
 
 FORMAT = 1
 MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from embedserve.providers import PROVIDERS, Provider
 
 # Read by onnxruntime at import: without it, versions from 1.29 send telemetry on Linux.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -17,67 +18,13 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime
 
-from embedserve import artifact, cuda, finishing
+from embedserve import artifact, finishing
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import GRAPH, POOLING_GRAPH, Manifest, Step
-from embedserve.batching import Batch
+from embedserve.batch import Batch
 from embedserve.errors import DeviceLostError, Exit, StartupError
-from embedserve.lanes import Stop
-from embedserve.pooling import Floats, Ints, pool
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """An execution provider: onnxruntime's name, its options, and how to get it.
-
-    `lanes` (0: one per core) and `tokens_per_pass` are what serves it best unless they are set;
-    `tokenizers` is.
-    """
-
-    name: str
-    options: Mapping[str, str]
-    advice: str
-    lanes: int
-    tokens_per_pass: int
-    tokenizers: int = 1  # requests that are tokenized at once
-    device: str | None = None  # where token embeddings stay, and are pooled
-    disabled_optimizers: tuple[str, ...] = ()  # of onnxruntime's, by its names
-    check: Callable[[], None] = lambda: None  # StartupError where this machine cannot run it
-
-
-PROVIDERS: Mapping[str, Provider] = {
-    "cpu": Provider(
-        "CPUExecutionProvider",
-        {},
-        "it is in every build of onnxruntime",
-        lanes=0,
-        # Small passes stay in the caches: 128 to 512 are equal within the noise, 4,096 runs at
-        # 0.6 of them; and a query waits for the end of one at most.
-        tokens_per_pass=256,
-        # The operator that it makes of Add and LayerNormalization takes four times as long.
-        disabled_optimizers=("SkipLayerNormFusion",),
-    ),
-    "cuda": Provider(
-        "CUDAExecutionProvider",
-        # Exact float32 (no TF32), and memory by what is asked for, not by powers of two.
-        # Attention by every kernel but cuDNN's (8). cuDNN makes a plan for each new shape of a
-        # pass, which takes some 25 ms, and passes have thousands of shapes (docs/cuda.md).
-        {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "247"},
-        "install onnxruntime-gpu in the place of onnxruntime (docs/cuda.md)",
-        # One pass computes while the other's arrays are made and copied. A third and a fourth take
-        # more of the interpreter's lock than they give: 0.9 and 0.8 of the rate of two.
-        lanes=2,
-        # 4,096 to 131,072 are equal within the noise: the front is full before the GPU is.
-        tokens_per_pass=16_384,
-        # One request's texts are cut while another's ids come back from the threads that did.
-        tokenizers=2,
-        # 512 texts of 256 tokens take 29 ms, and 156 where their token embeddings are copied.
-        device="cuda",
-        # onnxruntime 1.31.1 crashes in it at load, with Gemma 2 in fp16: graphs of export/ have
-        # GroupQueryAttention already.
-        disabled_optimizers=("GroupQueryAttentionFusion",),
-        check=cuda.check,
-    ),
-}
+from embedserve.pooling import pool
+from embedserve.stop import Stop
 
 VERSION: str = onnxruntime.__version__
 # What it raises is caught and logged once, here; it would print all of it beside.

@@ -18,20 +18,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
+from embedserve.array_types import Ints
+from embedserve.cost import FREE_PADDING, MAX_PADDING, Shape
 
-from embedserve.pooling import Ints
-
-# Padding is at most this part of a pass: mixed English at 256 tokens a pass, two lanes: within
-# 3 % of each other from 0.1 to 0.3.
-MAX_PADDING = 0.2
-# Or so many tokens of a pass, which then costs less than the short texts' own pass: what a pass
-# takes beside its tokens is the time of some 13 (1.7 ms and 0.13 ms a token, all-MiniLM-L6-v2).
-FREE_PADDING = 13
 # While fewer than so many equal bulk requests wait, a query goes before all of them: each is done
 # before so many times its work has gone by.
 PATIENCE = 8
@@ -42,32 +35,6 @@ PATIENCE = 8
 AFTER_SMALL, PART_AFTER_SMALL = 16, 0.7
 # A pass of more than this many budgets is long: at most all lanes but one run long passes.
 LONG_PASS_BUDGETS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What scheduling must know of a model. Sequences share passes when their shapes are equal.
-
-    A sequence of t tokens costs t * (1 + t / quadratic): at t = quadratic attention costs as much
-    as the rest. masked_up_to: longer sequences must run without padding.
-    """
-
-    name: Hashable
-    quadratic: float
-    masked_up_to: int | None = None
-
-    def cost(self, tokens: int) -> float:
-        """Work of one sequence, in tokens of a short text; one without tokens is padded to one."""
-        tokens = max(1, tokens)
-        return tokens * (1 + tokens / self.quadratic)
-
-    def near(self, tokens: int) -> range:
-        """The lengths that may share a pass with a sequence of `tokens`."""
-        if self.masked_up_to is not None and tokens > self.masked_up_to:
-            return range(tokens, tokens + 1)
-        shortest = min(math.ceil(tokens * (1 - MAX_PADDING)), tokens - FREE_PADDING)
-        longest = max(math.floor(tokens / (1 - MAX_PADDING)), tokens + FREE_PADDING)
-        return range(max(0, shortest), min(longest, self.masked_up_to or longest) + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,28 +56,6 @@ class Entry:
     @property
     def cost(self) -> float:
         return self.shape.cost(len(self.ids))
-
-
-class Batch(NamedTuple):
-    """Input of one forward pass: both (b, t) int64."""
-
-    input_ids: Ints
-    attention_mask: Ints
-
-
-def pad(sequences: list[Ints], pad_token_id: int, side: str) -> Batch:
-    """Bring sequences (t_i,) to one length t = max(t_i), at least 1, padding on `side`.
-
-    >>> pad([np.array([5, 6]), np.array([7])], 0, "right").attention_mask.tolist()
-    [[1, 1], [1, 0]]
-    """
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    t = max(1, int(lengths.max()))
-    position = np.arange(t)
-    real = position < lengths[:, None] if side == "right" else position >= t - lengths[:, None]
-    input_ids = np.full((len(sequences), t), pad_token_id, np.int64)
-    input_ids[real] = np.concatenate(sequences)
-    return Batch(input_ids, real.astype(np.int64))
 
 
 class _Waiting(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 
 from starlette.types import Receive, Scope
@@ -17,8 +16,6 @@ Headers = Mapping[bytes, bytes]
 
 JSON = "application/json"
 _JSON = JSON.encode()
-# The OpenAI clients send the second with every request: their own read timeout.
-DEADLINE_HEADERS = (b"x-request-timeout", b"x-stainless-read-timeout")
 # What is left of a body that was refused by its headers is not read.
 _CLOSE = {"Connection": "close"}
 _LATE = "the body is late"
@@ -71,30 +68,6 @@ async def read(
     finally:
         timer.cancel()
         share.has_arrived()
-
-
-def deadline(found: Headers, most: float) -> float:
-    """Return the seconds a request may take: what it asks for, bounded by the server's `most`."""
-    for header in DEADLINE_HEADERS:
-        value = found.get(header)
-        if value is None:
-            continue
-        seconds = _seconds(value)
-        if seconds > 0:
-            return min(seconds, most)
-        if header == DEADLINE_HEADERS[0]:
-            text = value[:32].decode("latin-1")
-            message = f"X-Request-Timeout is {text!r}; a number of seconds above 0"
-            raise RequestError("invalid_value", message, header.decode("ascii"))
-    return most
-
-
-def _seconds(value: bytes) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        return 0.0
-    return 0.0 if math.isnan(seconds) else seconds
 
 
 def _check_headers(found: Headers, limit: int) -> None:

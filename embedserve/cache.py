@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from embedserve.pooling import Floats
+from embedserve.array_types import Floats
 
 # A model's fingerprint and a sequence's token ids as bytes.
 Key = tuple[str, bytes]

@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedserve import artifact, backend, config, host, parallelism
+from embedserve import artifact, backend, config, host, providers
 from embedserve.artifact import Manifest
 from embedserve.config import Config
 from embedserve.errors import Exit, StartupError
 from embedserve.footprint import Footprint, estimate
 from embedserve.host import Host, Known
 from embedserve.keys import Keys, take_from_environment
-from embedserve.registry import choose
-from embedserve.server import is_loopback
+from embedserve.listener import is_loopback
+from embedserve.loading import choose
 from embedserve.settings import Settings, merge, origin
 
 T = TypeVar("T")
@@ -76,10 +76,10 @@ class Report:
             return Known(value, origin)
         cores, reason = self.host.cores
         if name == "tokens_per_pass":
-            value = parallelism.tokens_per_pass(self.settings)
+            value = providers.tokens_per_pass(self.settings)
         else:
-            value = parallelism.lanes(self.settings, cores)
-            if not backend.PROVIDERS[self.settings.provider].lanes:
+            value = providers.lanes(self.settings, cores)
+            if not providers.PROVIDERS[self.settings.provider].lanes:
                 return Known(value, f"{origin}: one per core, {reason}")
         return Known(value, f"{origin}: for {self.settings.provider}")
 
@@ -102,7 +102,7 @@ class Report:
             tokens,
             self.settings,
             takes_ids=self.takes_ids,
-            on_device=backend.PROVIDERS[self.settings.provider].device is not None,
+            on_device=providers.PROVIDERS[self.settings.provider].device is not None,
         )
 
     def advice(self) -> list[str]:
@@ -133,7 +133,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
     models = [m for m in models if m.present or names or not known.models[m.name].optional]
     # A missing artifact is `choose`'s to judge: some may be.
     problems += [m.problem for m in models if m.problem and m.present]
-    attempt(lambda: backend.check_available(backend.PROVIDERS[settings.provider]))
+    attempt(lambda: backend.check_available(providers.PROVIDERS[settings.provider]))
     if settings.tracing:
         from embedserve import tracing
 

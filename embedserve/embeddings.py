@@ -9,19 +9,20 @@ from collections.abc import Iterator
 
 from starlette.types import Receive, Scope, Send
 
-from embedserve import __version__, answers, body, schemas
+from embedserve import __version__, answers, body, deadline, render, schemas
 from embedserve.answers import Parts, RawHeaders
 from embedserve.body import Headers
+from embedserve.embed import Embedded, embed
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.intake import Intake
 from embedserve.metrics import Metrics
-from embedserve.models import Embedded, Model
+from embedserve.models import Model
 from embedserve.pending import Pending, Share, answer_bytes
 from embedserve.presence import Presence
 from embedserve.registry import ModelRegistry
-from embedserve.schemas import EmbeddingsRequest
+from embedserve.request import EmbeddingsRequest
 from embedserve.settings import Settings
-from embedserve.slicer import Step, Steps, Task
+from embedserve.steps import Step, Steps, Task
 from embedserve.worker import Worker
 
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
@@ -67,9 +68,8 @@ class Embeddings:
             _check_fingerprint(headers, model)
             presence = present(receive, headers, self._settings)
             try:
-                embedded = await model.embed(
-                    wanted, self._worker, self._settings.max_request_tokens, presence, share.add
-                )
+                most = self._settings.max_request_tokens
+                embedded = await embed(model, wanted, self._worker, most, presence, share.add)
                 _note(scope, model, embedded)
                 series.texts.inc(len(embedded.rows))
                 if embedded.truncated:
@@ -105,15 +105,15 @@ class Embeddings:
     ) -> tuple[RawHeaders, Parts]:
         timed = self._settings.server_timing
         answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
-        if headers.get(b"accept", b"").strip().lower() == schemas.OCTET_STREAM:
+        if headers.get(b"accept", b"").strip().lower() == render.OCTET_STREAM:
             n, dim = embedded.rows.shape
-            answer.append((b"content-type", schemas.OCTET_STREAM))
+            answer.append((b"content-type", render.OCTET_STREAM))
             answer.append((b"x-embedding-shape", b"%d,%d" % (n, dim)))
             answer.append((b"x-embedding-dtype", b"float32"))
-            return answer, [schemas.render_octets(embedded.rows)]
+            return answer, [render.render_octets(embedded.rows)]
         answer.append((b"content-type", b"application/json"))
         rows = embedded.rows
-        parts = schemas.embeddings_parts(
+        parts = render.embeddings_parts(
             wanted.model or model.name,
             rows,
             embedded.tokens,
@@ -143,13 +143,13 @@ def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
     rendered = []
     for part in parts:
         rendered.append(part)
-        yield Step(schemas.STEP_COMPONENTS)
+        yield Step(render.STEP_COMPONENTS)
     return rendered
 
 
 def present(receive: Receive, headers: Headers, settings: Settings) -> Presence:
     """Watch a client whose body was read, within the deadline that it asks for."""
-    timeout = body.deadline(headers, settings.request_timeout)
+    timeout = deadline.deadline(headers, settings.request_timeout)
     left = functools.partial(_disconnect, receive)
     return Presence(left, asyncio.get_running_loop().time() + timeout)
 

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from embedserve.batching import Batch, Shape, pad
-from embedserve.lanes import Stop
-from embedserve.pooling import Floats, Ints
+from embedserve.array_types import Floats, Ints
+from embedserve.batch import Batch, pad
+from embedserve.cost import Shape
+from embedserve.stop import Stop
 
 
 class Backend(Protocol):

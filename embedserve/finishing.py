@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from embedserve.pooling import Floats
+from embedserve.array_types import Floats
 
 # torch's activation class -> numpy. Sources: the definitions in torch.nn's documentation.
 ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {

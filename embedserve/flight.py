@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from embedserve.admission import Ahead
-from embedserve.batching import Entry, Shape
+from embedserve.array_types import Floats, Ints
+from embedserve.batching import Entry
 from embedserve.cache import Key
-from embedserve.pooling import Floats, Ints
+from embedserve.cost import Shape
 
 
 @dataclass(slots=True, eq=False)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from embedserve import logs
 from embedserve.artifact import Manifest
-from embedserve.backend import PROVIDERS
 from embedserve.body import most_values
 from embedserve.host import Known
 from embedserve.pending import BODY_COPIES, answer_bytes, reserved
+from embedserve.providers import PROVIDERS
 from embedserve.settings import Settings
 from embedserve.structure import VALUE_BYTES
 from embedserve.tokenization import (

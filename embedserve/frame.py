@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import re
-import secrets
 import time
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -17,10 +13,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedserve import logs, schemas
+from embedserve import logs
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.keys import Keys
 from embedserve.metrics import Metrics
+from embedserve.refusals import error_response, out_of_memory
+from embedserve.request_id import given_id, request_ids
 from embedserve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +28,6 @@ CLIENT_LEFT = 499  # nginx's status for it; nobody reads the answer
 PROBES = ("/livez", "/readyz", "/health")
 # Pages are opened by browsers, which ask for a key when they are told to.
 PAGES = ("/", "/docs", "/openapi.json")
-_REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _EXPOSED = (
     "X-Request-Id",
     "X-Embedding-Fingerprint",
@@ -41,11 +38,6 @@ _EXPOSED = (
     "Retry-After",
     "retry-after-ms",
 )
-
-
-def request_ids() -> Iterator[str]:
-    """Ids without end: unique across processes by their first part, within one by the second."""
-    return map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
 
 
 def framed(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
@@ -168,22 +160,6 @@ def _is_preflight(scope: Scope) -> bool:
     return "origin" in headers and "access-control-request-method" in headers
 
 
-def error_response(error: RequestError) -> Response:
-    """OpenAI's error body, with the error's status and headers."""
-    return Response(
-        schemas.render_error(error),
-        status_code=error.status,
-        headers=error.headers,
-        media_type="application/json",
-    )
-
-
-def out_of_memory() -> RequestError:
-    """503 for a request that found no memory."""
-    message = "there is not enough memory for this request now; try again later"
-    return RequestError("out_of_memory", message, None, {"Retry-After": "5"})
-
-
 def _answer(error: Exception, scope: Scope, request_id: bytes) -> Response:
     """The one exception handler: what a request gets for whatever was raised on its way."""
     if isinstance(error, RequestError):
@@ -215,14 +191,6 @@ def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
         message = f"{method} is not allowed on {path}; {allow} is"
         return RequestError("method_not_allowed", message, None, {"Allow": allow})
     return RequestError("unknown_url", f"no such URL: {method} {path}")
-
-
-def given_id(scope: Scope) -> bytes | None:
-    """The client's X-Request-Id when it is well-formed."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
-            return cast(bytes, value)
-    return None
 
 
 def _log(scope: Scope, status: int, request_id: bytes, seconds: float) -> None:

@@ -12,7 +12,8 @@ from starlette.types import Receive
 from embedserve import body
 from embedserve.body import Headers
 from embedserve.pending import Share
-from embedserve.schemas import Body, EmbeddingsRequest
+from embedserve.request import EmbeddingsRequest
+from embedserve.schemas import Body
 from embedserve.settings import Settings
 
 # Parsing a larger body takes over a millisecond; 32 MiB of texts take 0.1 to 0.2 s.

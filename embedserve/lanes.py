@@ -15,27 +15,6 @@ R = TypeVar("R")
 THREADS, TOKENIZER, RENDERER = "inference_", "tokenizer_", "renderer_"
 
 
-class Stop:
-    """Asks a pass that runs to end. The loop asks, the lane's thread binds."""
-
-    def __init__(self) -> None:
-        self.asked: float | None = None  # when, by time.monotonic
-        self._end: Callable[[], None] | None = None
-
-    def bind(self, end: Callable[[], None]) -> None:
-        """Call `end` when asked, at once when that was before."""
-        self._end = end
-        if self.asked is not None:
-            end()
-
-    def ask(self) -> None:
-        """End the pass as soon as it can."""
-        if self.asked is None:
-            self.asked = time.monotonic()
-        if self._end is not None:
-            self._end()
-
-
 class Lanes(Generic[P, R]):
     """Threads that call `run` with a pass, and `done` on the event loop with it and the result.
 

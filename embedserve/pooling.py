@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from embedserve.array_types import Floats, Ints
 
 
 def mean(token_embeddings: Floats, attention_mask: Ints) -> Floats:

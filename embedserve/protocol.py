@@ -16,11 +16,10 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from embedserve import schemas
+from embedserve import refusals
 from embedserve.departures import Departures
 from embedserve.errors import RequestError
 from embedserve.flow import REST, TURN, Flow
-from embedserve.frame import out_of_memory, request_ids
 from embedserve.framing import (
     CHUNKED,
     MAX_FIELDS,
@@ -34,6 +33,8 @@ from embedserve.framing import (
 from embedserve.loop_turns import LoopTurns
 from embedserve.metrics import Metrics
 from embedserve.readiness import Readiness
+from embedserve.refusals import out_of_memory
+from embedserve.request_id import request_ids
 from embedserve.transport import LARGE, SMALL, Buffered, Buffers, Lingering
 
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
@@ -478,7 +479,7 @@ def protocol_class(max_connections: int, readiness: Readiness, metrics: Metrics)
 
 
 def _answer(error: RequestError) -> bytes:
-    content = schemas.render_error(error)
+    content = refusals.render_error(error)
     fields = {
         **error.headers,
         "content-type": "application/json",

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from embedserve import __version__
-from embedserve.backend import PROVIDERS, VERSION
+from embedserve.backend import VERSION
 from embedserve.doctor import SETTINGS, Model, Report
 from embedserve.escapes import escaped
 from embedserve.footprint import Footprint
 from embedserve.host import Host, Known
+from embedserve.providers import PROVIDERS
 
 _MIB, _GIB = 2**20, 2**30
 _FACTS = ("fingerprint", "precision", "dimension", "max_tokens", "parity")

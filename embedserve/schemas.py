@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import orjson
-import pybase64
 
 from embedserve import room
 from embedserve.errors import RequestError
-from embedserve.pooling import Floats
-from embedserve.tokenization import Tokens, Truncate
+from embedserve.request import EmbeddingsRequest
 
 _PARSED = 6  # bytes that parsing takes for each of a body
-_DIGITS = 13  # bytes of a component as JSON, at most
-_INTEGER_BYTES, _LIST_BYTES = 48, 64  # an integer in its list, and a list beside its integers
-_TOKEN = 256  # bytes of a token, its id and text as JSON, with what orjson takes to grow
-# Components that are rendered in one step: below a millisecond, 100 KB.
-STEP_COMPONENTS = 8_192
 
-OCTET_STREAM = b"application/octet-stream"
 
-EncodingFormat = Literal["float", "base64"]
-InputType = Literal["query", "document"]
 Body = bytes | bytearray
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingsRequest:
-    """A well-formed POST embeddings. `texts` or `token_ids` has 1 to max_inputs items."""
-
-    model: str | None
-    texts: list[str] | None
-    token_ids: list[list[int]] | None
-    encoding_format: EncodingFormat = "float"
-    dimensions: int | None = None
-    input_type: InputType | None = None
-    prompt_name: str | None = None
-    truncate: Truncate = "end"
-
-    @property
-    def count(self) -> int:
-        """How many vectors it asks for."""
-        return len(self.texts or self.token_ids or ())
-
-    def held_bytes(self, size: int) -> int:
-        """What its inputs take, parsed of `size` bytes.
-
-        A tokenizer makes UTF-8 of a text that is not ASCII, and the text keeps it.
-        """
-        if self.texts is None:
-            ids = sum(map(len, self.token_ids or ()))
-            return _INTEGER_BYTES * ids + _LIST_BYTES * self.count
-        sizes = sum(map(sys.getsizeof, self.texts))
-        return sizes if all(map(str.isascii, self.texts)) else sizes + size
 
 
 def parse_embeddings(body: Body, max_inputs: int) -> EmbeddingsRequest:
@@ -97,102 +54,6 @@ def parse_tokenize(body: Body, max_inputs: int) -> EmbeddingsRequest:
     return _parse(body, max_inputs, _TOKENIZE_FIELDS)
 
 
-def render_embeddings(
-    model: str,
-    rows: Floats,
-    tokens: int,
-    truncated: Sequence[int],
-    encoding_format: EncodingFormat,
-) -> bytes:
-    """Render rows (n, dim) as the answer's JSON, as `embeddings_parts` does, in one go."""
-    return b"".join(embeddings_parts(model, rows, tokens, truncated, encoding_format))
-
-
-def embeddings_parts(
-    model: str,
-    rows: Floats,
-    tokens: int,
-    truncated: Sequence[int],
-    encoding_format: EncodingFormat,
-) -> Iterator[bytes]:
-    """Render rows (n, dim) as the answer's JSON, in parts of below a millisecond.
-
-    Floats are the shortest decimals that give back the same float32; base64 is of little-endian
-    float32.
-    """
-    usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
-    if truncated:
-        usage["truncated"] = list(truncated)
-    tail: dict[str, Any] = {"model": model, "usage": usage}
-    rows = np.ascontiguousarray(rows, "<f4")
-    n, dims = rows.shape
-    end = b"]," + orjson.dumps(tail)[1:]
-    render = _base64_objects if encoding_format == "base64" else _float_objects
-    step = max(1, STEP_COMPONENTS // dims)
-    for first in range(0, n, step):
-        part = render(rows[first : first + step], first)
-        part[0] = b",{" if first else b'{"object":"list","data":[{'
-        if first + step >= n:
-            part.append(end)
-        yield b"".join(part)
-
-
-def _float_objects(rows: Floats, first: int) -> list[bytes]:
-    """The objects of rows, in pieces; the first piece is the brace that opens the first object."""
-    opening = b'"object":"embedding","index":%%d,"dims":%d,"embedding":' % rows.shape[1]
-    pieces: list[bytes] = []
-    for i, row in enumerate(rows, first):
-        pieces += (
-            b",{",
-            opening % i,
-            orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY),
-            b"}",
-        )
-    return pieces
-
-
-def _base64_objects(rows: Floats, first: int) -> list[bytes]:
-    """As `_float_objects`, with base64 of each row."""
-    opening = b'"object":"embedding","index":%%d,"dims":%d,"embedding":"' % rows.shape[1]
-    pieces: list[bytes] = []
-    for i, row in enumerate(rows, first):
-        pieces += (b",{", opening % i, pybase64.b64encode(row), b'"}')
-    return pieces
-
-
-def render_octets(rows: Floats) -> memoryview:
-    """Return the matrix as raw little-endian float32, row after row, without a copy."""
-    return np.ascontiguousarray(rows, "<f4").data.cast("B")
-
-
-def render_tokens(tokens: Sequence[Tokens], first: int) -> bytes:
-    """Render what a model sees of each text, as a part of an answer.
-
-    `first` is the first text's index in its request.
-    """
-    room.check(_TOKEN * sum(len(text.ids) for text in tokens))
-    objects = [
-        {
-            "object": "tokens",
-            "index": i,
-            "token_ids": text.ids,
-            "tokens": text.tokens,
-            "count": len(text.ids),
-            "total": text.total,
-            "truncated": text.total > len(text.ids),
-        }
-        for i, text in enumerate(tokens, first)
-    ]
-    return orjson.dumps(objects)[1:-1]
-
-
-def tokens_answer(model: str, parts: Iterable[bytes]) -> list[bytes]:
-    """The answer of POST tokenize around the parts of `render_tokens`."""
-    answer = [part for each in parts for part in (b",", each)]
-    answer[:1] = [b'{"object":"list","data":[']
-    return [*answer, b"]," + orjson.dumps({"model": model})[1:]]
-
-
 def named_model(body: Body) -> str | None:
     """Return the `model` of a body, None where none is to be found: parsing says what is wrong."""
     try:
@@ -200,22 +61,6 @@ def named_model(body: Body) -> str | None:
     except RequestError:
         return None
     return model if isinstance(model, str) else None
-
-
-def render(value: Mapping[str, Any]) -> bytes:
-    """Render a small answer as JSON."""
-    return orjson.dumps(value)
-
-
-def render_error(error: RequestError) -> bytes:
-    """Render OpenAI's error body."""
-    body = {
-        "message": error.message,
-        "type": error.type,
-        "param": error.param,
-        "code": error.code,
-    }
-    return orjson.dumps({"error": body})
 
 
 def _object(body: Body) -> dict[str, Any]:

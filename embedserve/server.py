@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import ipaddress
 import logging
-import os
 import signal
 import socket
-import struct
-import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -19,8 +14,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from embedserve import lanes, process
-from embedserve.errors import Exit, StartupError
+from embedserve import process
+from embedserve.listener import _refuse_handshakes
 from embedserve.metrics import Metrics
 from embedserve.protocol import protocol_class
 from embedserve.readiness import Readiness
@@ -36,41 +31,9 @@ IDLE_SECONDS = 1.0
 QUIET_SECONDS = 1.0
 # For what the kernel accepted to be taken up.
 QUEUE_SECONDS = 0.1
-BACKLOG = 2048  # connections that the kernel accepts ahead of this process
 ACCEPTED = 16  # connections taken up in each turn of the loop
-SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
 
 log = logging.getLogger(__name__)
-
-
-def bind(settings: Settings) -> socket.socket:
-    """Bind before models load, so that an address in use costs no time. StartupError otherwise."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        # Two processes may bind one address until one of them listens. Who connects while models
-        # load waits here; past the backlog its handshake is dropped, and tried again after 1 s.
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartupError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
-            "with --host and --port",
-            Exit.UNAVAILABLE,
-        ) from error
-    return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name: it may be any address
-        return False
 
 
 def run(
@@ -101,12 +64,6 @@ def run(
     # libuv accepts one connection of a socket in each turn of the loop.
     more = [listener.dup() for _ in range(ACCEPTED - 1)]
     server.run(sockets=[listener, *more])
-    names = (lanes.THREADS, lanes.TOKENIZER, lanes.RENDERER)
-    if any(thread.name.startswith(names) for thread in threading.enumerate()):
-        # A lane that did not come back: onnxruntime's destructors would abort under it. Or a text
-        # that takes long to tokenize, which nothing ends: nobody waits for it.
-        logging.shutdown()
-        os._exit(0)
 
 
 class Server(uvicorn.Server):
@@ -180,16 +137,3 @@ class Server(uvicorn.Server):
                 connection.wind_up(IDLE_SECONDS)  # type: ignore[union-attr]  # protocol.Protocol
             await self.on_tick(0)  # the Date header goes on
             await asyncio.sleep(0.02)
-
-
-def _refuse_handshakes(listener: socket.socket) -> None:
-    """Let the kernel drop whoever begins to connect; it still hands over whoever has connected.
-
-    A closed listener would reset those. A client that tries again a second later is refused.
-    """
-    # Classic BPF on the TCP header: byte 13 has the flags; 0x02 is SYN.
-    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
-    attached = struct.pack("@HP", len(program), ctypes.addressof(code))
-    with contextlib.suppress(OSError):  # no Linux: those in the queue are reset
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, attached)

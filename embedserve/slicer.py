@@ -1,45 +1,21 @@
-"""Threads that do work in slices, each request's in its turn: Slicer; the Task it does."""
+"""Threads that do work in slices, each request's in its turn: Slicer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from embedserve.admission import Pace
 from embedserve.lanes import Lanes
+from embedserve.steps import Task
 from embedserve.turns import Turn, Turns
 
 # After so many seconds of one request's work another has its turn.
 SLICE_SECONDS = 0.05
 T = TypeVar("T")
-
-
-class Step(NamedTuple):
-    """What was done between two moments at which a slice may end.
-
-    `cost`: units of work; `held`: bytes that are kept of it until the request is answered.
-    """
-
-    cost: int
-    held: int = 0
-
-
-Steps = Generator[Step, None, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Task(Generic[T]):
-    """Work in steps of a few milliseconds. `cost`: the units of all steps together.
-
-    `kind`: work of one kind takes about the same time a unit.
-    """
-
-    kind: Hashable
-    cost: int
-    steps: Steps[T]
 
 
 @dataclass(slots=True, eq=False)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import tokenizers
 
 from embedserve import room
+from embedserve.array_types import Ints
 from embedserve.artifact import TOKENIZER, Manifest
 from embedserve.errors import RequestError, StartupError
-from embedserve.pooling import Ints
-from embedserve.slicer import Step, Steps
+from embedserve.request import Truncate
+from embedserve.steps import Step, Steps
 
-Truncate = Literal["error", "end", "start"]
 S = TypeVar("S", bound=Sized)
 
 # Truncation does not bound a tokenizer's work (1 M CJK characters: 3.7 s at a limit of 256

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from starlette.types import Receive, Scope, Send
 
-from embedserve import answers, body, schemas
+from embedserve import answers, body, render, schemas
+from embedserve.embed import show_tokens
 from embedserve.embeddings import present
 from embedserve.intake import Intake
 from embedserve.pending import Pending, Share
@@ -38,12 +39,13 @@ class Tokenize:
             model, wanted = self._registry.resolve(wanted)
             presence = present(receive, headers, self._settings)
             try:
-                parts = await model.show_tokens(
-                    wanted, self._worker, self._settings.max_request_tokens, presence, share.add
+                most = self._settings.max_request_tokens
+                parts = await show_tokens(
+                    model, wanted, self._worker, most, presence, share.add, render.render_tokens
                 )
             finally:
                 presence.end()
-            answer = schemas.tokens_answer(wanted.model or model.name, parts)
+            answer = render.tokens_answer(wanted.model or model.name, parts)
             await answers.send(send, [(b"content-type", b"application/json")], answer)
         finally:
             share.release()

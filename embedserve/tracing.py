@@ -13,11 +13,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedserve import __version__
-from embedserve.app import EMBEDDINGS
+from embedserve.embed import Embedded
 from embedserve.errors import Exit, StartupError
 from embedserve.frame import CLIENT_LEFT, PROBES
 from embedserve.logs import Limit
-from embedserve.models import Embedded
+from embedserve.routes import EMBEDDINGS
 
 try:  # the extra otel
     from opentelemetry import context, trace

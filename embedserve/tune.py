@@ -13,13 +13,14 @@ from queue import SimpleQueue
 from statistics import median
 from typing import NamedTuple
 
-from embedserve.batching import BatchQueue, Entry, Shape
+from embedserve.array_types import Ints
+from embedserve.batching import BatchQueue, Entry
 from embedserve.config import ModelSpec
+from embedserve.cost import Shape
 from embedserve.errors import Exit, StartupError
+from embedserve.loading import load_model
 from embedserve.models import Model
-from embedserve.pooling import Ints
 from embedserve.prose import texts
-from embedserve.registry import load_model
 
 PASS_SIZES = (64, 128, 256, 512, 1024)
 # More threads share one pass on big matrices only, and each count costs a session's memory.

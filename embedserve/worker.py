@@ -14,15 +14,17 @@ import numpy as np
 
 from embedserve.admission import Admission, Ahead, Pace
 from embedserve.allowance import Allowance
+from embedserve.array_types import Floats, Ints
 from embedserve.batching import BatchQueue, Entry
 from embedserve.cache import Key, VectorCache
 from embedserve.encoder import Encoder
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Flight, Job, is_wanted
-from embedserve.lanes import RENDERER, TOKENIZER, Lanes, Stop
+from embedserve.lanes import RENDERER, TOKENIZER, Lanes
 from embedserve.metrics import Metrics
-from embedserve.pooling import Floats, Ints
-from embedserve.slicer import SLICE_SECONDS, Slicer, Step, Steps, Task
+from embedserve.slicer import SLICE_SECONDS, Slicer
+from embedserve.steps import Step, Steps, Task
+from embedserve.stop import Stop
 
 log = logging.getLogger(__name__)
 # For so long a prediction holds for whoever comes.

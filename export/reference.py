@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from embedserve.array_types import Floats, Ints
 from embedserve.errors import Exit, StartupError
-from embedserve.pooling import Floats, Ints
 from export.steps import Nurseries, Step
 
 MODULE = "export.reference_step"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from embedserve.array_types import Ints
 from embedserve.errors import Exit, StartupError
-from embedserve.pooling import Ints
 from export.libraries import quiet, versions
 from export.reference import ARRAYS, TOKENIZER, Answer, Case
 from export.steps import Json

@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 
 from embedserve import artifact, finishing
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS, Golden, Manifest, Parity
 from embedserve.backend import OnnxBackend
-from embedserve.batching import Batch, pad
+from embedserve.batch import Batch, pad
 from embedserve.errors import Exit, StartupError
-from embedserve.pooling import Floats, Ints
 from embedserve.tokenization import Tokenizer
 from export.facts import Facts
 from export.reference import Answer, Answers, Case

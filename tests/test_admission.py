@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve.admission import Admission, Ahead
-from embedserve.batching import PATIENCE, Shape
+from embedserve.batching import PATIENCE
+from embedserve.cost import Shape
 
 SHAPE = Shape("plain", quadratic=1e12)
 BEFORE = 1000.0

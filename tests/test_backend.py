@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve import artifact, backend
-from embedserve.backend import PROVIDERS, OnnxBackend
-from embedserve.batching import Batch, pad
+from embedserve import artifact, providers
+from embedserve.backend import OnnxBackend
+from embedserve.batch import Batch, pad
 from embedserve.errors import DeviceLostError, Exit, StartupError
-from embedserve.lanes import Stop
+from embedserve.providers import PROVIDERS
+from embedserve.stop import Stop
 from tests import tiny
 
 TEXTS = ("a", "a b c", "d d")
@@ -102,4 +103,4 @@ def test_what_a_provider_serves_best() -> None:
     """A GPU gets passes that fill it and two lanes; the CPU small passes, and a lane a core."""
     assert (PROVIDERS["cpu"].lanes, PROVIDERS["cpu"].tokens_per_pass) == (0, 256)
     assert (PROVIDERS["cuda"].lanes, PROVIDERS["cuda"].tokens_per_pass) == (2, 16_384)
-    assert backend.PROVIDERS["cpu"].device is None
+    assert providers.PROVIDERS["cpu"].device is None

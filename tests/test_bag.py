@@ -12,11 +12,12 @@ import pytest
 import tokenizers
 
 from embedserve import artifact
+from embedserve.array_types import Floats
 from embedserve.artifact import Golden, Manifest
 from embedserve.bulk.engine import Engine, How
 from embedserve.config import ModelSpec
-from embedserve.pooling import BAG, Floats
-from embedserve.registry import load_model
+from embedserve.loading import load_model
+from embedserve.pooling import BAG
 from tests import tiny
 from tests.conftest import Server, Start
 

@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from embedserve.array_types import Ints
+from embedserve.batch import pad
 from embedserve.batching import (
     AFTER_SMALL,
-    FREE_PADDING,
     LONG_PASS_BUDGETS,
-    MAX_PADDING,
     PART_AFTER_SMALL,
     PATIENCE,
     BatchQueue,
     Entry,
-    Shape,
-    pad,
 )
-from embedserve.pooling import Ints
+from embedserve.cost import FREE_PADDING, MAX_PADDING, Shape
 
 PLAIN = Shape("plain", quadratic=100.0)
 MASKED = Shape("masked", quadratic=40.0, masked_up_to=12)

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 
 from embedserve import backend, cuda
-from embedserve.backend import PROVIDERS
 from embedserve.errors import Exit, StartupError
+from embedserve.providers import PROVIDERS
 from tests import tiny
 
 

@@ -16,12 +16,13 @@ import yaml
 from prometheus_client import Gauge
 
 from embedserve import artifact, config, footprint, server, settings
-from embedserve.app import LANES_GRACE, Service, routes
-from embedserve.backend import PROVIDERS
+from embedserve.app import LANES_GRACE, Service
 from embedserve.errors import StartupError
 from embedserve.metrics import METRICS, Metrics
+from embedserve.providers import PROVIDERS
 from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry
+from embedserve.routes import routes
 from embedserve.settings import Settings
 from tests.conftest import MINILM, ROOT, Server
 
@@ -314,7 +315,7 @@ def test_keys() -> None:
 def paths_of_server() -> set[str]:
     """Every route of the application."""
     service = Service(Settings(), ModelRegistry([]), 1, Readiness(), Metrics())
-    found = {route.path for route in routes(service)}
+    found = {route.path for route in routes(service, 1)}
     service.worker.close(LANES_GRACE)
     return found
 

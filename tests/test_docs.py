@@ -30,9 +30,9 @@ from embedserve import (
 from embedserve.config import Alias, ModelSpec
 from embedserve.errors import ERRORS, Exit
 from embedserve.metrics import METRICS
-from embedserve.models import INPUT_TYPES
 from embedserve.pooling import POOLING
 from embedserve.readiness import LOST_SECONDS
+from embedserve.request import INPUT_TYPES
 from embedserve.settings import Settings, merge
 from embedserve.tokenization import CHARACTERS_PER_TOKEN
 from export import add as export_add
@@ -238,8 +238,8 @@ class TestConfiguration:
         rows = {code(row[0]): set(re.findall(r"`(--[\w-]+)`", row[1])) for row in
                 table("| command |", self.PATH)}  # fmt: skip
         own = {
-            f"embedserve {name}": {f for f in cli._OPTIONS.get(name, {}) if f.startswith("--")}
-            for name in cli._COMMANDS
+            f"embedserve {name}": {f for f in command.options if f.startswith("--")}
+            for name, command in cli._COMMANDS.items()
         }
         own["embedserve verify"] = {"--provider", "--skip-missing"}
         for name, parser in (

@@ -15,7 +15,7 @@ from embedserve import artifact
 from embedserve.artifact import FileRecord, Golden, Manifest, Step, Table
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit, StartupError
-from embedserve.registry import load_model
+from embedserve.loading import load_model
 from tests import tiny
 from tests.conftest import run
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from embedserve import finishing, pooling
-from embedserve.pooling import POOLING, Floats, Ints, pool
+from embedserve.array_types import Floats, Ints
+from embedserve.pooling import POOLING, pool
 from export import pooling_graph
 
 # Four real tokens (t, h). By hand, per component: sums 10 and 17; weighted sums

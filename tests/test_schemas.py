@@ -14,19 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from embedserve.array_types import Floats
 from embedserve.errors import ERRORS, RequestError
-from embedserve.pooling import Floats
-from embedserve.schemas import (
-    EmbeddingsRequest,
-    parse_embeddings,
-    parse_tokenize,
-    render,
-    render_embeddings,
-    render_error,
-    render_octets,
-    render_tokens,
-    tokens_answer,
-)
+from embedserve.refusals import render_error
+from embedserve.render import render, render_embeddings, render_octets, render_tokens, tokens_answer
+from embedserve.request import EmbeddingsRequest
+from embedserve.schemas import parse_embeddings, parse_tokenize
 from embedserve.tokenization import Tokens
 
 MAX_INPUTS = 4

@@ -11,7 +11,8 @@ import pytest
 
 from embedserve.admission import Pace
 from embedserve.errors import RequestError
-from embedserve.slicer import SLICE_SECONDS, Slicer, Step, Steps, Task
+from embedserve.slicer import SLICE_SECONDS, Slicer
+from embedserve.steps import Step, Steps, Task
 
 SECONDS = 10  # what no test should take
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from embedserve import registry
+from embedserve import loading
 from embedserve.artifact import TOKENIZER
-from embedserve.backend import PROVIDERS
 from embedserve.config import ModelSpec
 from embedserve.errors import RequestError, StartupError
-from embedserve.tokenization import CHARACTERS_PER_TOKEN, STEP_CHARACTERS, Tokenizer, Truncate
+from embedserve.providers import PROVIDERS
+from embedserve.request import Truncate
+from embedserve.tokenization import CHARACTERS_PER_TOKEN, STEP_CHARACTERS, Tokenizer
 from tests import tiny
 
 
@@ -43,7 +44,7 @@ def test_which_cores_tokenize(
     monkeypatch.setitem(PROVIDERS, provider, replace(row, device=row.device and "cpu"))
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tiny.write(tmp_path / "m")
-    model, _ = registry.load_model(ModelSpec("m"), tmp_path / "m", provider, cores)
+    model, _ = loading.load_model(ModelSpec("m"), tmp_path / "m", provider, cores)
     assert model.tokenizer.step_characters == threads * STEP_CHARACTERS
     assert os.environ["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
     assert os.environ["RAYON_NUM_THREADS"] == (str(threads) if threads > 1 else "")

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedserve import artifact, host, tune
+from embedserve.array_types import Ints
 from embedserve.config import ModelSpec
 from embedserve.errors import Exit
-from embedserve.pooling import Ints
+from embedserve.loading import load_model
 from embedserve.prose import texts
-from embedserve.registry import load_model
 from embedserve.tune import Candidate, Turn, candidates, had, recommend, table
 from tests import tiny
 from tests.conftest import run

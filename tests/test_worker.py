@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from embedserve.batching import LONG_PASS_BUDGETS, Batch, Shape
+from embedserve.array_types import Floats, Ints
+from embedserve.batch import Batch
+from embedserve.batching import LONG_PASS_BUDGETS
 from embedserve.cache import VectorCache
+from embedserve.cost import Shape
 from embedserve.encoder import Encoder
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.flight import Job
-from embedserve.lanes import Stop
 from embedserve.metrics import Metrics
-from embedserve.pooling import Floats, Ints
-from embedserve.slicer import Step, Steps, Task
+from embedserve.steps import Step, Steps, Task
+from embedserve.stop import Stop
 from embedserve.worker import SHRUNK_SECONDS, Worker
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve import __version__, parallelism, process
+from embedserve import __version__, process, providers
 from embedserve.backend import VERSION
 from embedserve.bulk.chunks import Chunk, Cut, Selection
 from embedserve.bulk.engine import Engine, How
@@ -105,8 +105,8 @@ class Embed:
         process.prepare()
         self._maker = task.maker
         self._refused: StartupError | None = None
-        lanes = parallelism.lanes(task.settings, cores)
-        tokens = parallelism.tokens_per_pass(task.settings)
+        lanes = providers.lanes(task.settings, cores)
+        tokens = providers.tokens_per_pass(task.settings)
         try:
             _check_versions(wanted)
             model = load(shipped, task.spec, task.fingerprint, task.settings.provider, cores)

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from embedserve import artifact, host, parallelism, registry
+from embedserve import artifact, host, loading, providers
 from embedserve.artifact import Manifest
-from embedserve.backend import PROVIDERS
 from embedserve.bulk.chunks import Cut, Reader, Selection
 from embedserve.bulk.cluster import Source, Task, open_cluster
 from embedserve.bulk.engine import Engine, How
@@ -29,10 +28,13 @@ from embedserve.bulk.outputs import check_output
 from embedserve.bulk.parts import Part
 from embedserve.bulk.progress import Progress, State, clock_time
 from embedserve.config import ModelSpec
-from embedserve.errors import Exit, StartupError
+from embedserve.errors import Exit, RequestError, StartupError
 from embedserve.escapes import escaped
+from embedserve.providers import PROVIDERS
+from embedserve.request import Truncate, components, prompt
 from embedserve.settings import Settings
-from embedserve.tokenization import Truncate
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +127,9 @@ def _embed(
     reader = open_input(options.source, options.selection, options.chunk_rows)
     manifest = artifact.read(directory)
     how = How(
-        _prompt(manifest, options.prompt_name),
+        _asked(prompt, manifest, options.prompt_name, "--prompt-name"),
         options.truncate,
-        _dimensions(manifest, options.dimensions),
+        _asked(components, manifest, options.dimensions, "--dimensions"),
     )
     plan = _plan(options, manifest, how, options.on_error or form.on_error)
     dtype = np.dtype(options.dtype).newbyteorder("<")
@@ -204,10 +206,10 @@ def _local(
 
     def opened() -> Local:
         cores = host.read().cores.value
-        threads = parallelism.tokenizing(PROVIDERS[settings.provider], cores)
-        model, _ = registry.load_model(spec, directory, settings.provider, tokenizing=threads)
-        lanes = parallelism.lanes(settings, cores)
-        tokens = parallelism.tokens_per_pass(settings)
+        threads = providers.tokenizing(PROVIDERS[settings.provider], cores)
+        model, _ = loading.load_model(spec, directory, settings.provider, tokenizing=threads)
+        lanes = providers.lanes(settings, cores)
+        tokens = providers.tokens_per_pass(settings)
         return Local(Engine(model, how, lanes, tokens), reader, maker)
 
     return opened
@@ -222,24 +224,13 @@ def _cluster(options: Options, directory: Path, task: Task) -> Callable[[], Runn
     )
 
 
-def _prompt(manifest: Manifest, name: str | None) -> str:
-    wanted = name or manifest.default_prompt_name
-    if wanted is None:
-        return ""
-    if wanted not in manifest.prompts:
-        known = ", ".join(manifest.prompts) or "none"
-        raise StartupError(
-            f"--prompt-name {wanted}: prompts of {manifest.name}: {known}", Exit.USAGE
-        )
-    return manifest.prompts[wanted]
-
-
-def _dimensions(manifest: Manifest, asked: int | None) -> int:
-    own = manifest.dimension
-    if asked is None or asked == own or (manifest.matryoshka and 1 <= asked <= own):
-        return asked or own
-    accepted = f"1 to {own}" if manifest.matryoshka else f"only {own}"
-    raise StartupError(f"--dimensions {asked}: {manifest.name} accepts {accepted}", Exit.USAGE)
+def _asked(ask: Callable[..., T], manifest: Manifest, value: object, flag: str) -> T:
+    """What the model makes of a flag's value; StartupError names the flag."""
+    try:
+        return ask(manifest, value)
+    except RequestError as error:
+        message = error.message.removeprefix(str(error.param))
+        raise StartupError(f"{flag}{message}", Exit.USAGE) from None
 
 
 def _plan(options: Options, manifest: Manifest, how: How, on_error: str) -> Plan:

@@ -18,13 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from embedserve import finishing
-from embedserve.batching import Shape
+from embedserve.array_types import Floats, Ints
 from embedserve.bulk.chunks import Problem
+from embedserve.cost import Shape
 from embedserve.errors import RequestError
-from embedserve.lanes import THREADS, Stop
+from embedserve.lanes import THREADS
 from embedserve.models import Model
-from embedserve.pooling import Floats, Ints
-from embedserve.tokenization import SLICE_CHARACTERS, Truncate, slices
+from embedserve.request import Truncate
+from embedserve.stop import Stop
+from embedserve.tokenization import SLICE_CHARACTERS, slices
 
 # What a lane takes first.
 END, TOKENIZE, RUN = range(3)

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embedserve import artifact, parallelism
-from embedserve.backend import PROVIDERS
+from embedserve import artifact, providers
 from embedserve.config import ModelSpec
 from embedserve.errors import StartupError
+from embedserve.loading import load_model
 from embedserve.models import Model
-from embedserve.registry import load_model
+from embedserve.providers import PROVIDERS
 
 
 class Shipped(Protocol):
@@ -90,6 +90,6 @@ def load(shipped: Shipped, spec: ModelSpec, fingerprint: str, provider: str, cor
             raise StartupError(
                 f"{directory}: has the fingerprint {found:.12}, the job's is {fingerprint:.12}"
             )
-        threads = parallelism.tokenizing(PROVIDERS[provider], cores)
+        threads = providers.tokenizing(PROVIDERS[provider], cores)
         model, _ = load_model(spec, directory, provider, tokenizing=threads)
     return model

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import serve
 
-from embedserve import artifact, config, registry
+from embedserve import artifact, config, loading
 from embedserve.cluster.ingress import Ingress
 from embedserve.cluster.replica import Replica, Served
 from embedserve.config import Config, refuse_unknown, shown
@@ -43,7 +43,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     path, artifacts = Path(arguments.models), Path(arguments.artifacts)
     configuration = config.read(path)
     settings = _settings(configuration, arguments, path)
-    specs = registry.choose(configuration.models, arguments.model, artifacts, settings.skip_missing)
+    specs = loading.choose(configuration.models, arguments.model, artifacts, settings.skip_missing)
     models = [spec.name for spec in specs]
     aliases = [a for a in configuration.aliases.values() if a.model in models]
     names = [*models, *(alias.name for alias in aliases)]

@@ -12,11 +12,10 @@ from typing import Protocol
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embedserve import body, pages, schemas
-from embedserve.app import EMBEDDINGS
+from embedserve import body, deadline, render, schemas
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.scrape import merge
 from embedserve.errors import ClientLeftError, RequestError
@@ -26,6 +25,7 @@ from embedserve.keys import Keys
 from embedserve.metrics import CONTENT_TYPE, Metrics
 from embedserve.pending import Pending, Share
 from embedserve.presence import late
+from embedserve.routes import routes
 from embedserve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,11 @@ class Front:
         self._pending = Pending(settings.max_pending_mb * 1_000_000)
         metrics.watch("pending_bytes", lambda: self._pending.bytes)
         metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
+        self.embeddings = self.tokenize = _Endpoint(self._create)
+        self.get_model = _Endpoint(self._get_model)
 
-    async def create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST embeddings and tokenize: to the pool of the body's `model`, as an endpoint.
+    async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST embeddings and tokenize: to the pool of the body's `model`.
 
         Requests that a replica answers are counted there, the others here.
         """
@@ -116,8 +118,8 @@ class Front:
         finally:
             share.release()
 
-    async def get_model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """GET models/{name}, from a replica of it, as an endpoint."""
+    async def _get_model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET models/{name}, from a replica of it."""
         pool = self._directory.pool(scope["path_params"]["name"])
         await _send(await self._ask(pool, scope, b""), scope, send)
 
@@ -164,7 +166,7 @@ class Front:
         request = Request(scope["method"], scope["path"], headers, content)
         seconds = self._settings.request_timeout
         with contextlib.suppress(RequestError):  # which the replica will say
-            seconds = body.deadline(dict(headers), seconds)
+            seconds = deadline.deadline(dict(headers), seconds)
         try:
             async with asyncio.timeout(seconds + LATE_SECONDS):
                 return await _twice(pool, request)
@@ -175,7 +177,7 @@ class Front:
 def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Build the ingress application: the routes and frame of `embedserve serve`."""
     front = Front(settings, directory, metrics)
-    router = Router(routes(front, settings), redirect_slashes=False)
+    router = Router(routes(front, settings.max_inputs), redirect_slashes=False)
     return _at_root(framed(_leaving(router), settings, keys, metrics))
 
 
@@ -201,23 +203,6 @@ def _at_root(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return stripped
-
-
-def routes(front: Front, settings: Settings) -> list[Route]:
-    """Every route of app.routes, in its order."""
-    return [
-        *(Route(path, _Endpoint(front.create), methods=["POST"]) for path in EMBEDDINGS),
-        Route("/v1/models", front.list_models),
-        Route("/openai/v1/models", front.list_models_openai),
-        Route("/v1/models/{name}", _Endpoint(front.get_model), methods=["GET"]),
-        Route("/openai/v1/models/{name}", _Endpoint(front.get_model), methods=["GET"]),
-        Route("/v1/tokenize", _Endpoint(front.create), methods=["POST"]),
-        Route("/metrics", front.get_metrics),
-        Route("/livez", front.live),
-        Route("/readyz", front.ready),
-        Route("/health", front.ready),
-        *pages.routes(settings.max_inputs),
-    ]
 
 
 class _Endpoint:
@@ -252,4 +237,4 @@ async def _send(answer: Answer, scope: Scope, send: Send) -> None:
 
 
 def _json(content: Mapping[str, object]) -> Response:
-    return Response(schemas.render(content), media_type=body.JSON)
+    return Response(render.render(content), media_type=body.JSON)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import ray
 
-from embedserve import logs, parallelism, process, registry
+from embedserve import loading, logs, process, providers
 from embedserve.app import create_app
-from embedserve.backend import PROVIDERS
 from embedserve.cluster import exchange
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.ingress import scrape
@@ -19,6 +18,7 @@ from embedserve.cluster.scaling import PREDICTED_WAIT
 from embedserve.config import Alias, ModelSpec
 from embedserve.errors import RequestError
 from embedserve.metrics import Metrics
+from embedserve.providers import PROVIDERS
 from embedserve.readiness import Readiness
 from embedserve.registry import ModelRegistry
 from embedserve.settings import Settings
@@ -47,16 +47,16 @@ class Replica:
         logs.configure(settings)
         cores = _cores()
         provider = PROVIDERS[settings.provider]
-        model, _ = registry.load_model(
+        model, _ = loading.load_model(
             served.spec,
             Path(artifacts) / served.spec.name,
             settings.provider,
             cores,
-            parallelism.tokenizing(provider, cores),
+            providers.tokenizing(provider, cores),
         )
         # Ray's num_cpus says how many cores a replica has, whatever `lanes` says of a whole host.
         on_cores = provider.device is None
-        lanes = cores if on_cores else parallelism.lanes(settings, cores)
+        lanes = cores if on_cores else providers.lanes(settings, cores)
         self._readiness, self._metrics = Readiness(), Metrics()
         self._app = create_app(
             settings,

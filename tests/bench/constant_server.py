@@ -20,16 +20,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from embedserve import logs, schemas, server
+from embedserve import embeddings, logs, render, server
 from embedserve.app import create_app
+from embedserve.array_types import Floats
 from embedserve.config import ModelSpec
+from embedserve.embed import Embedded
 from embedserve.finishing import normalize
+from embedserve.listener import bind
+from embedserve.loading import load_model
 from embedserve.metrics import Metrics
-from embedserve.models import Embedded
-from embedserve.pooling import Floats
+from embedserve.models import Model
 from embedserve.readiness import Readiness
-from embedserve.registry import ModelRegistry, load_model
-from embedserve.schemas import EmbeddingsRequest
+from embedserve.registry import ModelRegistry
+from embedserve.request import EmbeddingsRequest
 from embedserve.settings import Settings
 from tests import tiny
 
@@ -44,7 +47,7 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
     """embedserve's own application, all but the engine."""
     answers = functools.cache(functools.partial(rows, dim=dim))
 
-    async def embed(request: EmbeddingsRequest, *_: Any) -> Embedded:
+    async def embed(_: Model, request: EmbeddingsRequest, *rest: Any) -> Embedded:
         texts = request.texts or []
         now = time.perf_counter()
         return Embedded(answers(len(texts)), 6 * len(texts), [], 0.0, 0.0, 0.0, now, now)
@@ -52,13 +55,13 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
     with tempfile.TemporaryDirectory() as scratch:
         tiny.write(Path(scratch) / "tiny")
         model, _ = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
-    model.embed = embed  # type: ignore[method-assign,assignment]  # the constant in the engine's place
+    vars(embeddings)["embed"] = embed  # the constant in the engine's place
     return create_app(settings, ModelRegistry([model]), 1)
 
 
 def bare_app(dim: int) -> ASGIApp:
     """starlette reading the body and answering the same bytes."""
-    content = schemas.render_embeddings("tiny", rows(1, dim), 6, [], "float")
+    content = render.render_embeddings("tiny", rows(1, dim), 6, [], "float")
 
     async def answer(request: Request) -> Response:
         await request.body()
@@ -71,7 +74,7 @@ def main(kind: str, dim: str) -> None:
     """Serve until terminated."""
     settings = Settings(port=0, log_level="warning")
     logs.configure(settings)
-    listener = server.bind(settings)
+    listener = bind(settings)
     print(listener.getsockname()[1], flush=True)
     app = bare_app(int(dim)) if kind == "bare" else constant_app(settings, int(dim))
     server.run(app, settings, listener, Readiness(), Metrics())

@@ -28,10 +28,11 @@ import numpy as np
 import onnxruntime
 
 from embedserve import artifact
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import GRAPH
-from embedserve.batching import pad
+from embedserve.batch import pad
 from embedserve.finishing import normalize
-from embedserve.pooling import Floats, Ints, pool
+from embedserve.pooling import pool
 from embedserve.tokenization import Tokenizer
 from tests.bench import corpus
 from tests.bench.figures import percentile

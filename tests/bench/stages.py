@@ -17,13 +17,15 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import onnxruntime
 
-from embedserve import artifact, finishing, schemas
-from embedserve.backend import PROVIDERS, options
-from embedserve.batching import BatchQueue, Entry, pad
+from embedserve import artifact, finishing, render, schemas
+from embedserve.backend import options
+from embedserve.batch import pad
+from embedserve.batching import BatchQueue, Entry
 from embedserve.config import ModelSpec
+from embedserve.loading import load_model
 from embedserve.pooling import pool
 from embedserve.prose import texts
-from embedserve.registry import load_model
+from embedserve.providers import PROVIDERS
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = "all-MiniLM-L6-v2"
@@ -74,7 +76,7 @@ def measure(asked: list[str]) -> Profile:
             pooled = profile.add("pool", pool, manifest.pooling, hidden, batch.attention_mask)
             parts.append(profile.add("normalize", finishing.normalize, pooled))
         rows = np.concatenate(parts)
-        profile.add("render", schemas.render_embeddings, MODEL, rows, encoded.tokens, [], "float")
+        profile.add("render", render.render_embeddings, MODEL, rows, encoded.tokens, [], "float")
     return profile
 
 

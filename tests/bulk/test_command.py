@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from embedserve.array_types import Floats
 from embedserve.errors import Exit
-from embedserve.pooling import Floats
 from tests import tiny
 from tests.bulk import operated
 from tests.bulk.files import Row, command, embed, write

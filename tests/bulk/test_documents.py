@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from embedserve import cli
 from embedserve.bulk.chunks import BAD_ROWS
 from embedserve.bulk.inputs import INPUTS
 from embedserve.bulk.outputs import OUTPUTS
 from embedserve.bulk.shipping import SHIPPING
+from embedserve.commands import embed
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "bulk.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_options() -> None:
     named = {
         option for row in table("| option |") for option in re.findall(r"`(--[\w-]+)`", row[0])
     }
-    own = {option for option in cli._OPTIONS["embed"] if option.startswith("--")}
+    own = {option for option in embed.COMMAND.options if option.startswith("--")}
     assert named == own | {"--model"}
 
 
@@ -51,7 +51,7 @@ def test_ways_of_shipping() -> None:
     """Each way, the default first."""
     named = [re.findall(r"`([\w-]+)`", row[0])[0] for row in table("| `--artifacts-by` |")]
     assert set(named) == set(SHIPPING)
-    assert cli._OPTIONS["embed"]["--artifacts-by"]["default"] == named[0]
+    assert embed.COMMAND.options["--artifacts-by"]["default"] == named[0]
 
 
 def test_modules() -> None:

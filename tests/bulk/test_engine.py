@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.batching import FREE_PADDING, MAX_PADDING, Batch, Shape
+from embedserve.array_types import Floats
+from embedserve.batch import Batch
 from embedserve.bulk.engine import Engine, How, cut
 from embedserve.config import ModelSpec
+from embedserve.cost import FREE_PADDING, MAX_PADDING, Shape
 from embedserve.encoder import Backend, Encoder
-from embedserve.lanes import Stop
+from embedserve.loading import load_model
 from embedserve.models import Model
-from embedserve.pooling import Floats
-from embedserve.registry import load_model
+from embedserve.stop import Stop
 from tests import tiny
 
 

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedserve import artifact, finishing
 from embedserve.backend import OnnxBackend
-from embedserve.batching import pad
+from embedserve.batch import pad
 from embedserve.config import ModelSpec
 from embedserve.tokenization import Tokenizer
 from export.build import Result

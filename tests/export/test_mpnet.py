@@ -9,7 +9,7 @@ import pytest
 
 from embedserve import artifact, config
 from embedserve.backend import OnnxBackend
-from embedserve.batching import pad
+from embedserve.batch import pad
 from embedserve.tokenization import Tokenizer
 from tests.export.conftest import Export
 

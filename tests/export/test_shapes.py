@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedserve.array_types import Floats
 from embedserve.backend import OnnxBackend
-from embedserve.batching import Batch
-from embedserve.lanes import Stop
-from embedserve.pooling import Floats
+from embedserve.batch import Batch
+from embedserve.stop import Stop
 from export import catalogue, texts
 from export.families.registry import FAMILIES
 from export.steps import Nurseries

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from embedserve import app, backend, body, cli, protocol, readiness
-from embedserve.batching import Batch
-from embedserve.lanes import Stop
-from embedserve.pooling import Floats
+from embedserve.array_types import Floats
+from embedserve.batch import Batch
+from embedserve.stop import Stop
 
 HELD = "passes are held"  # said in the log by "gate"
 HOURS = (5, -10)  # one jump after the other, at each SIGUSR1

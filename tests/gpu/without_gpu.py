@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from embedserve import backend, cli, parallelism, registry
-from embedserve.backend import PROVIDERS, OnnxBackend
-from embedserve.batching import Batch
-from embedserve.pooling import Floats
+from embedserve import cli, loading, providers
+from embedserve.array_types import Floats
+from embedserve.backend import OnnxBackend
+from embedserve.batch import Batch
+from embedserve.providers import PROVIDERS
 
 
 def embed(self: OnnxBackend, batch: Batch, *_: object) -> Floats:
@@ -28,11 +29,11 @@ def main() -> None:
     """Serve with CUDA's lanes and passes, and a constant in the place of each."""
     cuda, cpu = PROVIDERS["cuda"], PROVIDERS["cpu"]
     row = replace(cuda, name=cpu.name, options={}, device=cpu.device, check=cpu.check)
-    cast(dict[str, Any], backend.PROVIDERS)["cuda"] = row
-    tokenizing = parallelism.tokenizing
-    parallelism.tokenizing = lambda provider, cores: tokenizing(cuda, cores)
+    cast(dict[str, Any], providers.PROVIDERS)["cuda"] = row
+    tokenizing = providers.tokenizing
+    providers.tokenizing = lambda provider, cores: tokenizing(cuda, cores)
     OnnxBackend.embed = embed  # type: ignore[method-assign,assignment]
-    registry.check_golden = lambda *_: (0.0, 1e7)
+    loading.check_golden = lambda *_: (0.0, 1e7)
     cli.main(sys.argv[1:])
 
 

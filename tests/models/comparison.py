@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from embedserve import artifact
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import Manifest
 from embedserve.backend import OnnxBackend
-from embedserve.batching import pad
-from embedserve.pooling import Floats, Ints
+from embedserve.batch import pad
 from embedserve.tokenization import Tokenizer
 
 TOLERANCE = 1e-5

@@ -15,8 +15,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS
-from embedserve.pooling import Floats, Ints
 from export import config_keys
 from export.families.attention import LONGEST_MASKED
 from export.families.checkpoint import Checkpoint

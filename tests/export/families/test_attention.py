@@ -19,9 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from embedserve.array_types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS
 from embedserve.errors import StartupError
-from embedserve.pooling import Floats, Ints
 from export.families import even_length
 from export.families.attention import LARGEST_REACH, LONGEST_MASKED, Attention, Heads
 from export.families.graph_builder import GraphBuilder

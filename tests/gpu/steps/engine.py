@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime
 
 from embedserve import artifact
+from embedserve.array_types import Floats, Ints
 from embedserve.backend import OnnxBackend
-from embedserve.batching import Batch, pad
-from embedserve.pooling import Floats, Ints
+from embedserve.batch import Batch, pad
 from embedserve.tokenization import Tokenizer
 from tests.gpu.place import Place
 

@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 
 from embedserve.artifact import GRAPH
-from embedserve.backend import PROVIDERS, options
-from embedserve.batching import Batch
+from embedserve.backend import options
+from embedserve.batch import Batch
+from embedserve.providers import PROVIDERS
 from tests.gpu.place import FP16, FP32, Place
 from tests.gpu.results import Results
 from tests.gpu.steps.engine import Engine, feed, open_engine

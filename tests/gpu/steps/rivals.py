@@ -14,9 +14,10 @@ from typing import Any
 import onnxruntime
 
 from embedserve import finishing
+from embedserve.array_types import Ints
 from embedserve.artifact import GRAPH
-from embedserve.batching import pad
-from embedserve.pooling import Ints, pool
+from embedserve.batch import pad
+from embedserve.pooling import pool
 from tests.gpu import texts
 from tests.gpu.place import FP16, Place
 from tests.gpu.results import Results

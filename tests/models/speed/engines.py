@@ -21,12 +21,13 @@ Run = Callable[[list[str], int], float]
 
 def server(directory: Path) -> Run:
     """The server's engine with its own settings for the CPU: requests as they come from its API."""
-    from embedserve.backend import PROVIDERS
     from embedserve.config import ModelSpec
+    from embedserve.embed import embed
+    from embedserve.loading import load_model
     from embedserve.metrics import Metrics
     from embedserve.presence import Presence
-    from embedserve.registry import load_model
-    from embedserve.schemas import EmbeddingsRequest
+    from embedserve.providers import PROVIDERS
+    from embedserve.request import EmbeddingsRequest
     from embedserve.worker import Worker
 
     cores = len(os.sched_getaffinity(0))
@@ -44,17 +45,17 @@ def server(directory: Path) -> Run:
     async def stays() -> None:
         await asyncio.Event().wait()
 
-    async def embed(request: EmbeddingsRequest) -> None:
+    async def one(request: EmbeddingsRequest) -> None:
         presence = Presence(stays, loop.time() + 3600)
         try:
-            await model.embed(request, worker, 10**9, presence, lambda _: None)
+            await embed(model, request, worker, 10**9, presence, lambda _: None)
         finally:
             presence.end()
 
     def run(texts: list[str], _: int) -> float:
         request = EmbeddingsRequest(None, texts, None)
         start = time.perf_counter()
-        loop.run_until_complete(embed(request))
+        loop.run_until_complete(one(request))
         return time.perf_counter() - start
 
     return run

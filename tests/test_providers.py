@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedserve import host, parallelism, process
-from embedserve.backend import PROVIDERS
+from embedserve import host, process, providers
 from embedserve.bulk import command
 from embedserve.bulk.cluster import Embed, Task, versions
 from embedserve.bulk.engine import How
 from embedserve.bulk.shipping import ByPath
 from embedserve.config import ModelSpec
+from embedserve.providers import PROVIDERS
 from embedserve.settings import Settings
 from tests import tiny
 
@@ -33,8 +33,8 @@ def cuda_by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 1), (4, 1), (16, 13)])
 def test_tokenizing(cores: int, expected: int) -> None:
     """Beside a GPU's two lanes and the loop, what is free; beside lanes on the cores, one."""
-    assert parallelism.tokenizing(PROVIDERS["cuda"], cores) == expected
-    assert parallelism.tokenizing(PROVIDERS["cpu"], cores) == 1
+    assert providers.tokenizing(PROVIDERS["cuda"], cores) == expected
+    assert providers.tokenizing(PROVIDERS["cpu"], cores) == 1
 
 
 def test_indexing_tokenizes_on_free_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_indexing_tokenizes_on_free_cores(tmp_path: Path, monkeypatch: pytest.Mo
 def test_lanes(provider: str, lanes: int, expected: int, tmp_path: Path) -> None:
     """The setting goes before what the provider likes, and that before the cores; everywhere."""
     settings = Settings(provider=provider, lanes=lanes)
-    assert parallelism.lanes(settings, CORES) == expected
+    assert providers.lanes(settings, CORES) == expected
     manifest = tiny.write(tmp_path / "m")
     how, spec = How("", "end", tiny.HIDDEN), ModelSpec("m")
     on_ray = Embed(
@@ -83,4 +83,4 @@ def test_lanes(provider: str, lanes: int, expected: int, tmp_path: Path) -> None
 def test_tokens_per_pass(provider: str, tokens: int, expected: int) -> None:
     """The setting, or what serves the provider best."""
     settings = Settings(provider=provider, tokens_per_pass=tokens)
-    assert parallelism.tokens_per_pass(settings) == expected
+    assert providers.tokens_per_pass(settings) == expected

@@ -1,13 +1,26 @@
-"""Whether the server of these settings is ready: one GET /readyz on its own port."""
+"""embedserve health: whether the server of these settings is ready."""
 
 from __future__ import annotations
 
 import http.client
+import sys
 
+from embedserve.commands.context import Command, context
 from embedserve.errors import Exit, StartupError
+from embedserve.escapes import escaped
 
 # Who listens on every address is asked on loopback.
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not bound to
+
+
+def run(
+    models: str | None, artifacts: str | None, model: list[str], seconds: float, **flags: str | None
+) -> int:
+    """Ask the server of these settings whether it is ready: 0, or 1 with the reason."""
+    _, settings, _ = context(models, artifacts, flags)
+    ready, said = ask(settings.host, settings.port, seconds)
+    print(escaped(said), file=sys.stdout if ready else sys.stderr)
+    return 0 if ready else 1
 
 
 def ask(host: str, port: int, seconds: float) -> tuple[bool, str]:
@@ -32,3 +45,12 @@ def ask(host: str, port: int, seconds: float) -> tuple[bool, str]:
         return False, f"{address}:{port}: {error or type(error).__name__}"
     finally:
         connection.close()
+
+
+COMMAND = Command(
+    run,
+    ("host", "port"),
+    {
+        "--seconds": {"type": float, "default": 5.0, "help": "time to answer; default: 5"},
+    },
+)

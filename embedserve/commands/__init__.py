@@ -1,0 +1,1 @@
+"""The commands of embedserve, a module each."""

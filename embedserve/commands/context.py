@@ -1,0 +1,54 @@
+"""What every command has: paths, models.toml, settings; and what it is: Command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from embedserve import config
+from embedserve.config import Config
+from embedserve.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
+
+
+class Command(NamedTuple):
+    """A command: what runs it, the settings that are flags of it (None: all), its own flags.
+
+    What runs it gives the exit status; its first line is the help.
+    """
+
+    run: Callable[..., int]
+    settings: Sequence[str] | None = None
+    options: Mapping[str, Mapping[str, Any]] = {}
+
+
+def context(
+    models: str | None, artifacts: str | None, flags: Mapping[str, str | None]
+) -> tuple[Config, Settings, dict[str, Path]]:
+    """Return models.toml, the settings in force and the paths; StartupError when one is wrong."""
+    found = paths(models, artifacts)
+    configuration = config.read(found["models"])
+    settings = merge(configuration, os.environ, given(flags), found["models"])
+    return configuration, settings, found
+
+
+def paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
+    """Where models.toml and the artifacts are: the flag, the environment, or the default."""
+    flags = {"models": models, "artifacts": artifacts}
+    return {
+        name: Path(flags[name] or os.environ.get(ENVIRONMENT_PREFIX + name.upper()) or default)
+        for name, default in PATHS.items()
+    }
+
+
+def present(configuration: Config, artifacts: Path) -> Iterator[str]:
+    """Names of the models that have an artifact."""
+    from embedserve import artifact
+
+    return (name for name in configuration.models if artifact.exists(artifacts / name))
+
+
+def given(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value is not None}

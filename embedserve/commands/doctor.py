@@ -1,0 +1,20 @@
+"""embedserve doctor: what this process may use, and what could be better."""
+
+from __future__ import annotations
+
+from embedserve.commands.context import Command, given, paths
+
+
+def run(
+    models: str | None, artifacts: str | None, model: list[str], json: bool, **flags: str | None
+) -> int:
+    """Say what this process may use, what a server would find, and what could be better."""
+    from embedserve.doctor import examine
+    from embedserve.report import as_json, as_text
+
+    report = examine(paths(models, artifacts), model, given(flags))
+    print(as_json(report) if json else as_text(report))
+    return report.status
+
+
+COMMAND = Command(run, None, {"--json": {"action": "store_true", "help": "the report as JSON"}})

@@ -1,0 +1,103 @@
+"""embedserve serve: load models, prove them, serve."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from embedserve import host, logs
+from embedserve.commands.context import Command, context
+from embedserve.keys import Keys, take_from_environment
+from embedserve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def run(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
+    """Load models, prove them, serve."""
+    # Process 1 of a container ignores what it does not handle; once it serves, it drains.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from_environment = take_from_environment()
+    configuration, settings, paths = context(models, artifacts, flags)
+    logs.configure(settings)
+    keys = Keys(Path(settings.api_keys_file) if settings.api_keys_file else None, from_environment)
+    if settings.api_keys_file:
+        # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
+        signal.signal(signal.SIGHUP, lambda *_: keys.reload())
+    # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
+    from embedserve import footprint, loading, providers, server
+    from embedserve.app import create_app
+    from embedserve.lanes import RENDERER, THREADS, TOKENIZER
+    from embedserve.listener import bind, is_loopback
+    from embedserve.metrics import Metrics
+    from embedserve.providers import PROVIDERS
+    from embedserve.readiness import Readiness
+
+    listener = bind(settings)
+    traced = _tracing(settings)
+    specs = loading.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
+    aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
+    found = host.read()
+    cores = found.cores.value
+    loaded = loading.load(specs, aliases, paths["artifacts"], settings.provider, cores)
+    lanes = providers.lanes(settings, cores)
+    tokens = providers.tokens_per_pass(settings)
+    manifests = [model.manifest for model in loaded]
+    memory = footprint.estimate(
+        host.resident(),
+        manifests,
+        lanes,
+        tokens,
+        settings,
+        takes_ids=loaded.takes_ids,
+        on_device=PROVIDERS[settings.provider].device is not None,
+        step_characters=max(model.tokenizer.step_characters for model in loaded),
+    )
+    log.info("%s", memory)
+    if advice := memory.advice(found.memory):
+        log.warning("%s", advice)
+    if not keys and not is_loopback(settings.host):
+        log.warning(
+            "ANYONE WHO REACHES %s:%s CAN USE THIS SERVER: it listens on a public address and no "
+            "API keys are set (api_keys_file, or EMBEDSERVE_API_KEYS)",
+            settings.host,
+            listener.getsockname()[1],
+        )
+    log.info(
+        "serving %s on http://%s:%s with %s lanes",
+        ", ".join(loaded.names()),
+        settings.host,
+        listener.getsockname()[1],
+        lanes,
+    )
+    readiness, metrics = Readiness(), Metrics()
+    metrics.fix("memory_bound_bytes", memory.most)
+    metrics.fix("memory_limit_bytes", found.memory.value if found.memory else math.inf)
+    app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics))
+    server.run(app, settings, listener, readiness, metrics)
+    if any(t.name.startswith((THREADS, TOKENIZER, RENDERER)) for t in threading.enumerate()):
+        # A lane that did not come back: onnxruntime's destructors would abort under it. Or a text
+        # that takes long to tokenize, which nothing ends: nobody waits for it.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def _tracing(settings: Settings) -> Callable[[Any], Any]:
+    """What puts spans around an application: nothing, and nothing is imported, unless asked for."""
+    if not settings.tracing:
+        return lambda app: app
+    from embedserve import tracing
+
+    return partial(tracing.Traced, tracing.provider(), settings.drain_seconds)
+
+
+COMMAND = Command(run)
