@@ -16,12 +16,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from embedserve import regular_file
-from embedserve.array_types import Floats
-from embedserve.config import PRECISIONS
+from embedserve.arrays.finishing import ACTIVATIONS
+from embedserve.arrays.pooling import BAG, POOLING
+from embedserve.arrays.types import Floats
+from embedserve.config.models_toml import PRECISIONS
 from embedserve.errors import Exit, StartupError
-from embedserve.finishing import ACTIVATIONS
-from embedserve.pooling import BAG, POOLING
+from embedserve.system import regular_file
 
 FORMAT = 1
 MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"

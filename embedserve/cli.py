@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from embedserve import __version__, process
+from embedserve import __version__
 from embedserve.commands import doctor, embed, health, serve, tune, verify
 from embedserve.commands.context import Command
+from embedserve.config.settings import PATHS, Settings
 from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
-from embedserve.settings import PATHS, Settings
+from embedserve.system import process
 
 _COMMANDS: Mapping[str, Command] = {
     "serve": serve.COMMAND,

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from queue import Full, Queue
 
+from embedserve.config.settings import Settings
 from embedserve.escapes import escaped
-from embedserve.settings import Settings
 
 ACCESS = "embedserve.access"  # one line a request: never limited
 # Lines that wait for a reader of standard error: a few seconds of a busy server.

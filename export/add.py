@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve import config, regular_file
-from embedserve.config import shown
+from embedserve.config import models_toml
+from embedserve.config.models_toml import shown
+from embedserve.config.server_table import replace_file
 from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
-from embedserve.server_table import replace_file
+from embedserve.system import regular_file
 from export import card, catalogue, cli, origin, table
 from export.card import Decision
 from export.catalogue import Catalogue, Entry
@@ -118,7 +119,7 @@ def _candidate(models: Path, new: _Table) -> Iterator[Path]:
         path = Path(scratch) / models.name
         path.write_bytes(_with(models, new).encode())
         try:
-            config.read(path)
+            models_toml.read(path)
         except StartupError as error:
             raise StartupError(str(error).replace(str(path), str(models)), error.status) from None
         yield path

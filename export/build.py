@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedserve import artifact, atomic_write
+from embedserve import artifact
 from embedserve.artifact import Manifest, Step
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.system import atomic_write
 from export import memory, pickles, sources, tasks, view
 from export.pickles import Converted
 from export.reference import Answers, Case, Job

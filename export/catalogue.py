@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from embedserve.config import FINISHING_STEPS, refuse_unknown, shown
+from embedserve.config.models_toml import FINISHING_STEPS, refuse_unknown, shown
 from embedserve.errors import StartupError
 
 T = TypeVar("T")

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedserve import __version__, config
-from embedserve.config import ModelSpec
+from embedserve import __version__
+from embedserve.config import models_toml
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
 from export import build
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.convert_pickle and not options.names:
             raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
-        specs = _choose(config.read(options.models).models, options.names, options.models)
+        specs = _choose(models_toml.read(options.models).models, options.names, options.models)
         directories = _directories(specs, options.source)
         with Nurseries() as nurseries:
             outcomes = [

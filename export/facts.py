@@ -13,9 +13,9 @@ from types import MappingProxyType
 
 import tokenizers
 
-from embedserve.config import ModelSpec
+from embedserve.arrays.pooling import BAG
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
-from embedserve.pooling import BAG
 from export import config_keys, modules, tokenizer_keys, wishes
 from export.families import static_embedding
 from export.families.family import Family

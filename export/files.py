@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedserve import regular_file
 from embedserve.errors import Exit, StartupError
+from embedserve.system import regular_file
 
 Json = dict[str, Any]
 

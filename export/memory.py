@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from embedserve import host
+from embedserve.system import host
 
 
 def available(root: Path = Path("/")) -> int:

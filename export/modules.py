@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from embedserve.array_types import Floats
-from embedserve.finishing import ACTIVATIONS
-from embedserve.pooling import BAG, POOLING
+from embedserve.arrays.finishing import ACTIVATIONS
+from embedserve.arrays.pooling import BAG, POOLING
+from embedserve.arrays.types import Floats
 from export.files import (
     WEIGHTS,
     check_keys,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
 from export import admission, files, hub, sources

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from embedserve.artifact import sha256
-from embedserve.config import Package
+from embedserve.config.models_toml import Package
 from embedserve.errors import Exit
 from embedserve.escapes import shortened
 from export.source_error import UnusableError

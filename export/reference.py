@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.types import Floats, Ints
 from embedserve.errors import Exit, StartupError
 from export.steps import Nurseries, Step
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.array_types import Ints
+from embedserve.arrays.types import Ints
 from embedserve.errors import Exit, StartupError
 from export.libraries import quiet, versions
 from export.reference import ARRAYS, TOKENIZER, Answer, Case

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 
 from embedserve.artifact import sha256
-from embedserve.config import ModelSpec, Package
+from embedserve.config.models_toml import ModelSpec, Package
 from embedserve.errors import Exit, StartupError
 from export import packages
 from export.files import WEIGHTS

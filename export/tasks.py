@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from export.families import jina_v3_adapters
 from export.files import load
 from export.steps import Nurseries

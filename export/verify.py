@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from embedserve import artifact, finishing
-from embedserve.array_types import Floats, Ints
+from embedserve import artifact
+from embedserve.arrays import finishing
+from embedserve.arrays.batch import Batch, pad
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS, Golden, Manifest, Parity
-from embedserve.backend import OnnxBackend
-from embedserve.batch import Batch, pad
 from embedserve.errors import Exit, StartupError
-from embedserve.tokenization import Tokenizer
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.tokenizer import Tokenizer
 from export.facts import Facts
 from export.reference import Answer, Answers, Case
 from export.texts import GOLDEN, TEXTS, past_limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedserve.config import ModelSpec, shown
+from embedserve.config.models_toml import ModelSpec, shown
 from embedserve.errors import Exit, StartupError
 
 

@@ -24,13 +24,14 @@ def found(directory: Path) -> Iterator[str]:
 
     Tables of a module are constants: what changes is in instances, and functions keep caches.
     """
-    for path in sorted(directory.glob("*.py")):
+    for path in sorted(directory.rglob("*.py")):
+        module = ".".join(path.relative_to(directory).with_suffix("").parts)
         names: dict[str, None] = {}
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
-                names |= dict.fromkeys(f"{path.stem}.{node.name}.{n}" for n in _attributes(node))
+                names |= dict.fromkeys(f"{module}.{node.name}.{n}" for n in _attributes(node))
             elif _is_cached(node):
-                names[f"{path.stem}.{node.name}"] = None  # type: ignore[attr-defined]  # a function
+                names[f"{module}.{node.name}"] = None  # type: ignore[attr-defined]  # a function
         yield from names
 
 

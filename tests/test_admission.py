@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve.admission import Admission, Ahead
-from embedserve.batching import PATIENCE
-from embedserve.cost import Shape
+from embedserve.engine.admission import Admission, Ahead
+from embedserve.engine.batch_queue import PATIENCE
+from embedserve.model.cost import Shape
 
 SHAPE = Shape("plain", quadratic=1e12)
 BEFORE = 1000.0

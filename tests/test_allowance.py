@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve.allowance import Allowance
+from embedserve.engine.allowance import Allowance
 
 
 def test_a_burst_ends_and_time_gives_it_back() -> None:

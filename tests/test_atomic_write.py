@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from embedserve import atomic_write
+from embedserve.system import atomic_write
 
 
 def test_whole(tmp_path: Path) -> None:

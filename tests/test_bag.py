@@ -12,12 +12,12 @@ import pytest
 import tokenizers
 
 from embedserve import artifact
-from embedserve.array_types import Floats
+from embedserve.arrays.pooling import BAG
+from embedserve.arrays.types import Floats
 from embedserve.artifact import Golden, Manifest
-from embedserve.bulk.engine import Engine, How
-from embedserve.config import ModelSpec
-from embedserve.loading import load_model
-from embedserve.pooling import BAG
+from embedserve.bulk.pipeline import Engine, How
+from embedserve.config.models_toml import ModelSpec
+from embedserve.model.loading import load_model
 from tests import tiny
 from tests.conftest import Server, Start
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve.cache import VectorCache
+from embedserve.engine.cache import VectorCache
 
 
 def key(number: int) -> tuple[str, bytes]:

@@ -13,18 +13,18 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from embedserve.app import create_app
-from embedserve.cluster import exchange, front, proxy, scrape
+from embedserve.api.app import create_app
+from embedserve.cluster import exchange, front, merged_metrics, proxy
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.front import Directory, LostError
 from embedserve.cluster.scaling import QueueWait
-from embedserve.config import Alias, ModelSpec
+from embedserve.config.api_keys import Keys
+from embedserve.config.models_toml import Alias, ModelSpec
+from embedserve.config.settings import Settings
 from embedserve.errors import RequestError
-from embedserve.keys import Keys
-from embedserve.loading import load_model
 from embedserve.metrics import Metrics
-from embedserve.registry import ModelRegistry
-from embedserve.settings import Settings
+from embedserve.model.loading import load_model
+from embedserve.model.registry import ModelRegistry
 from tests.conftest import run_python
 
 JSON = [(b"content-type", b"application/json")]
@@ -418,7 +418,7 @@ def test_merged_metrics() -> None:
         metrics = Metrics()
         metrics.of("tiny").texts.inc(count)
         scrapes[name] = metrics.render()
-    text = scrape.merge(scrapes).decode()
+    text = merged_metrics.merge(scrapes).decode()
     assert 'embedserve_texts_total{model="tiny",replica="tiny#a"} 1.0\n' in text
     assert 'embedserve_texts_total{model="tiny",replica="tiny#b"} 2.0\n' in text
     assert text.count("# TYPE embedserve_texts_total counter\n") == 1

@@ -8,9 +8,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from embedserve import backend, cuda
 from embedserve.errors import Exit, StartupError
-from embedserve.providers import PROVIDERS
+from embedserve.model import cuda, onnx_backend
+from embedserve.model.providers import PROVIDERS
 from tests import tiny
 
 
@@ -150,7 +150,7 @@ def test_a_device_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     manifest = tiny.write(tmp_path / "m")
     with pytest.raises(StartupError) as refused:
-        backend.OnnxBackend(tmp_path / "m", manifest)
+        onnx_backend.OnnxBackend(tmp_path / "m", manifest)
     assert refused.value.status == Exit.UNAVAILABLE
     assert "not enough memory to load it" in str(refused.value)
     assert str(refused.value).endswith("CUDA failure 2: out of memory")
@@ -165,4 +165,4 @@ def test_a_provider_is_checked_before_a_session(monkeypatch: pytest.MonkeyPatch)
         raise StartupError("provider cuda: no NVIDIA driver", Exit.UNAVAILABLE)
 
     with pytest.raises(StartupError, match="no NVIDIA driver"):
-        backend.check_available(replace(PROVIDERS["cpu"], check=check))
+        onnx_backend.check_available(replace(PROVIDERS["cpu"], check=check))

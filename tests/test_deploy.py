@@ -15,15 +15,19 @@ import pytest
 import yaml
 from prometheus_client import Gauge
 
-from embedserve import artifact, config, footprint, server, settings
-from embedserve.app import LANES_GRACE, Service
+from embedserve import artifact
+from embedserve.api.app import LANES_GRACE
+from embedserve.api.endpoints import Service
+from embedserve.api.routes import routes
+from embedserve.config import models_toml, settings
+from embedserve.config.settings import Settings
+from embedserve.diagnose import footprint
 from embedserve.errors import StartupError
+from embedserve.http import server
+from embedserve.http.readiness import Readiness
 from embedserve.metrics import METRICS, Metrics
-from embedserve.providers import PROVIDERS
-from embedserve.readiness import Readiness
-from embedserve.registry import ModelRegistry
-from embedserve.routes import routes
-from embedserve.settings import Settings
+from embedserve.model.providers import PROVIDERS
+from embedserve.model.registry import ModelRegistry
 from tests.conftest import MINILM, ROOT, Server
 
 Json = dict[str, Any]
@@ -86,7 +90,7 @@ def in_force(*more: Json) -> Settings:
     variables = environment(CONTAINER)
     for container in more:
         variables |= environment(container)
-    return settings.merge(config.read(MODELS), variables, {}, MODELS)
+    return settings.merge(models_toml.read(MODELS), variables, {}, MODELS)
 
 
 def quantity(text: str) -> int:
@@ -277,7 +281,7 @@ def test_artifacts_on_a_volume() -> None:
 
 def test_models() -> None:
     """The list is part of the project's, the server reads it where it is, the Job makes all."""
-    listed, whole = config.read(MODELS), config.read(ROOT / "models.toml")
+    listed, whole = models_toml.read(MODELS), models_toml.read(ROOT / "models.toml")
     assert listed.models.items() <= whole.models.items()
     (generator,) = KUSTOMIZATIONS[DEPLOY / "base"]["configMapGenerator"]
     job = JOB_POD["containers"][0]
@@ -357,7 +361,7 @@ def test_service_links_would_be_refused() -> None:
     """The variables that a Service's name becomes are no settings: Pods get none."""
     name = only("Service")["metadata"]["name"].upper()
     with pytest.raises(StartupError, match="is no setting"):
-        settings.merge(config.read(MODELS), {f"{name}_SERVICE_HOST": "10.0.0.1"}, {}, MODELS)
+        settings.merge(models_toml.read(MODELS), {f"{name}_SERVICE_HOST": "10.0.0.1"}, {}, MODELS)
     assert POD["enableServiceLinks"] is False
 
 

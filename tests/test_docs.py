@@ -15,26 +15,19 @@ from typing import NamedTuple
 
 import pytest
 
-from embedserve import (
-    cli,
-    config,
-    finishing,
-    frame,
-    framing,
-    logs,
-    pages,
-    protocol,
-    schemas,
-    server,
-)
-from embedserve.config import Alias, ModelSpec
+from embedserve import cli, logs
+from embedserve.api import middleware, pages, parse
+from embedserve.arrays import finishing
+from embedserve.arrays.pooling import POOLING
+from embedserve.config import models_toml
+from embedserve.config.models_toml import Alias, ModelSpec
+from embedserve.config.settings import Settings, merge
 from embedserve.errors import ERRORS, Exit
+from embedserve.http import connection, framing, server
+from embedserve.http.readiness import LOST_SECONDS
 from embedserve.metrics import METRICS
-from embedserve.pooling import POOLING
-from embedserve.readiness import LOST_SECONDS
-from embedserve.request import INPUT_TYPES
-from embedserve.settings import Settings, merge
-from embedserve.tokenization import CHARACTERS_PER_TOKEN
+from embedserve.model.request import INPUT_TYPES
+from embedserve.model.tokenizer import CHARACTERS_PER_TOKEN
 from export import add as export_add
 from export import cli as export_cli
 from tests import tree
@@ -121,7 +114,7 @@ class TestCode:
         for number, (_, _, body) in enumerate(own):
             path = tmp_path / f"{number}.toml"
             path.write_text(_with_its_models(body), encoding="utf-8")
-            merge(config.read(path), {}, {}, path)
+            merge(models_toml.read(path), {}, {}, path)
 
     def test_embedserve(self) -> None:
         """Every command line of embedserve is one that it takes."""
@@ -192,15 +185,15 @@ class TestApi:
             for path, methods in pages.openapi(1)["paths"].items()
             for method in methods.keys() & {"get", "post"}
         }
-        assert documented == described | {("GET", path) for path in frame.PAGES}
+        assert documented == described | {("GET", path) for path in middleware.PAGES}
 
     def test_fields(self) -> None:
         """Each field of a request, and those of POST tokenize."""
         rows = table("| field | value |", self.PATH)
-        assert {code(row[0]) for row in rows} == set(schemas._FIELDS)
+        assert {code(row[0]) for row in rows} == set(parse._FIELDS)
         line = re.search(r"`POST /v1/tokenize` takes (.*):", text(self.PATH[0]))
         assert line is not None
-        assert set(re.findall(r"`(\w+)`", line[1])) == set(schemas._TOKENIZE_FIELDS)
+        assert set(re.findall(r"`(\w+)`", line[1])) == set(parse._TOKENIZE_FIELDS)
 
     def test_codes(self) -> None:
         """Each error code has its meaning, in the code's order."""
@@ -296,11 +289,11 @@ class TestOperating:
             "request line and header": f"{framing.MAX_HEAD_BYTES >> 10} KiB, "
             f"{framing.MAX_FIELDS} fields",
             "URL": f"{framing.MAX_URL_BYTES >> 10} KiB",
-            "time for a head": f"{protocol.HEAD_SECONDS:g} s",
+            "time for a head": f"{connection.HEAD_SECONDS:g} s",
             "characters of a text, prompt included": f"{CHARACTERS_PER_TOKEN} for each token of "
             "the model's limit",
             "an idle connection": f"{server.KEEP_ALIVE_SECONDS} s",
-            "a client that does not read its answer": f"{protocol.WRITE_SECONDS:g} s",
+            "a client that does not read its answer": f"{connection.WRITE_SECONDS:g} s",
             "log lines of one kind": f"{logs.BURST} in {logs.WINDOW:g} s",
         }
         assert fixed.items() <= rows.items()
@@ -318,7 +311,9 @@ class TestOperating:
     def test_probes(self) -> None:
         """Each probe, and how long a lane may be away."""
         rows = table("| probe | fails when |", self.PATH)
-        assert {path for row in rows for path in re.findall(r"`(/\w+)`", row[0])} == {*frame.PROBES}
+        assert {path for row in rows for path in re.findall(r"`(/\w+)`", row[0])} == {
+            *middleware.PROBES
+        }
         assert f"for {LOST_SECONDS:g} s" in rows[0][1]
 
     def test_log_lines(self) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from embedserve import __version__, artifact, host
-from embedserve.config import Config
-from embedserve.doctor import Model, Report
+from embedserve import __version__, artifact
+from embedserve.config.models_toml import Config
+from embedserve.config.settings import Settings, origin
+from embedserve.diagnose.examination import Model, Report
 from embedserve.errors import Exit
-from embedserve.host import Host, Known
-from embedserve.settings import Settings, origin
+from embedserve.system import host
+from embedserve.system.host import Host, Known
 from tests import tiny
 from tests.conftest import SERVE, environment, run
 

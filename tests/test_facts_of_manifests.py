@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from embedserve import artifact
 from embedserve.artifact import FileRecord, Golden, Manifest, Step, Table
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
-from embedserve.loading import load_model
+from embedserve.model.loading import load_model
 from tests import tiny
 from tests.conftest import run
 

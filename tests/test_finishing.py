@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from embedserve.array_types import Floats
-from embedserve.finishing import ACTIVATIONS, dense, layer_norm, normalize, truncate
+from embedserve.arrays.finishing import ACTIVATIONS, dense, layer_norm, normalize, truncate
+from embedserve.arrays.types import Floats
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 TANH = "torch.nn.modules.activation.Tanh"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve import host
-from embedserve.host import Known
+from embedserve.system import host
+from embedserve.system.host import Known
 from tests.conftest import run_python
 
 V2 = "34 24 0:29 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

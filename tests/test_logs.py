@@ -15,7 +15,9 @@ from embedserve.logs import BURST, WINDOW, JsonFormatter, Limit, Lines, TextForm
 
 
 def record(
-    message: str = "a pass failed: %s", name: str = "embedserve.worker", *arguments: object
+    message: str = "a pass failed: %s",
+    name: str = "embedserve.engine.scheduler",
+    *arguments: object,
 ) -> logging.LogRecord:
     return logging.LogRecord(name, logging.ERROR, "", 0, message, arguments or ("x",), None)
 
@@ -124,7 +126,7 @@ class TestLimit:
             limit.filter(record())
         assert not limit.filter(record())
         assert limit.filter(record("another %s"))
-        assert limit.filter(record(name="embedserve.app"))
+        assert limit.filter(record(name="embedserve.api.app"))
         assert all(limit.filter(record(name=logs.ACCESS)) for _ in range(3 * BURST))
 
     def test_kinds_are_bounded(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from embedserve import host
+from embedserve.system import host
 from tests.conftest import Server, Start
 from tests.faults.serving import until
 

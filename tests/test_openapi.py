@@ -14,9 +14,10 @@ import openapi_spec_validator
 import pytest
 from starlette.routing import Route
 
-from embedserve import __version__, pages, schemas
+from embedserve import __version__
+from embedserve.api import pages, parse
+from embedserve.api.routes import routes
 from embedserve.errors import ERRORS, RequestError
-from embedserve.routes import routes
 from tests import tiny
 from tests.conftest import MINILM, Server, Start, environment
 
@@ -127,8 +128,8 @@ class TestDocument:
     @pytest.mark.parametrize(
         ("name", "parse"),
         [
-            ("EmbeddingsRequest", schemas.parse_embeddings),
-            ("TokenizeRequest", schemas.parse_tokenize),
+            ("EmbeddingsRequest", parse.parse_embeddings),
+            ("TokenizeRequest", parse.parse_tokenize),
         ],
     )
     def test_request_fields(self, name: str, parse: Any) -> None:

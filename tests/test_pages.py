@@ -23,7 +23,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from embedserve import pages
+from embedserve.api import pages
 from tests import tiny
 from tests.conftest import Server, Start
 

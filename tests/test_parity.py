@@ -89,7 +89,7 @@ def test_token_counts_are_those_of_sentence_transformers(
 def test_token_ids_are_those_of_sentence_transformers(reference: Reference) -> None:
     """The artifact's tokenizer gives the same ids for each text."""
     from embedserve import artifact
-    from embedserve.tokenization import Tokenizer
+    from embedserve.model.tokenizer import Tokenizer
 
     directory = ROOT / "artifacts" / MINILM
     tokenizer = Tokenizer(directory, artifact.read(directory))

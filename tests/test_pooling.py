@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from embedserve import finishing, pooling
-from embedserve.array_types import Floats, Ints
-from embedserve.pooling import POOLING, pool
+from embedserve.arrays import finishing, pooling
+from embedserve.arrays.pooling import POOLING, pool
+from embedserve.arrays.types import Floats, Ints
 from export import pooling_graph
 
 # Four real tokens (t, h). By hand, per component: sums 10 and 17; weighted sums

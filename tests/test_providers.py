@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from embedserve import host, process, providers
 from embedserve.bulk import command
-from embedserve.bulk.cluster import Embed, Task, versions
-from embedserve.bulk.engine import How
+from embedserve.bulk.pipeline import How
+from embedserve.bulk.ray_cluster import Embed, Task, versions
 from embedserve.bulk.shipping import ByPath
-from embedserve.config import ModelSpec
-from embedserve.providers import PROVIDERS
-from embedserve.settings import Settings
+from embedserve.config.models_toml import ModelSpec
+from embedserve.config.settings import Settings
+from embedserve.model import providers
+from embedserve.model.providers import PROVIDERS
+from embedserve.system import host, process
 from tests import tiny
 
 CORES = 3

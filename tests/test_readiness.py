@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from embedserve.errors import RequestError
-from embedserve.readiness import LOST_SECONDS, Readiness
+from embedserve.http.readiness import LOST_SECONDS, Readiness
 
 
 def refusal(readiness: Readiness) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from embedserve.config import shown
+from embedserve.config.models_toml import shown
+from embedserve.config.settings import Settings, accepted
 from embedserve.errors import ERRORS
 from embedserve.metrics import METRICS
-from embedserve.settings import Settings, accepted
 from tests.conftest import ROOT
 from tests.documents import table
 

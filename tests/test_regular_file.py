@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedserve import artifact, regular_file
+from embedserve import artifact
+from embedserve.system import regular_file
 from tests import tiny
 from tests.bulk.files import embed
 from tests.conftest import Server, Start, run

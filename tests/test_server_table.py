@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from embedserve.config.server_table import check, edited, write
 from embedserve.errors import Exit, StartupError
-from embedserve.server_table import check, edited, write
 from tests.conftest import ROOT
 
 VALUES = {"lanes": 2, "tokens_per_pass": 128}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from embedserve.api.tracing import ATTRIBUTES, SERVER_ATTRIBUTES, STAGES
 from embedserve.errors import Exit
-from embedserve.tracing import ATTRIBUTES, SERVER_ATTRIBUTES, STAGES
 from tests.conftest import ROOT, run
 
 

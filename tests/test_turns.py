@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedserve.batching import PATIENCE
-from embedserve.turns import Turn, Turns
+from embedserve.engine.batch_queue import PATIENCE
+from embedserve.engine.turns import Turn, Turns
 
 GRAIN = 10
 COSTS = st.integers(1, 1_000)

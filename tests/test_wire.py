@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from embedserve.frame import PROBES
+from embedserve.api.middleware import PROBES
 from tests import tiny
 from tests.conftest import Server, Start, run
 from tests.faults.serving import until

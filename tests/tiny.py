@@ -20,9 +20,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from embedserve import artifact
-from embedserve.array_types import Floats
+from embedserve.arrays.finishing import normalize
+from embedserve.arrays.types import Floats
 from embedserve.artifact import Golden, Manifest, Step
-from embedserve.finishing import normalize
 from export import pooling_graph
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "poison", "void", "fail")

@@ -15,24 +15,26 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from embedserve import artifact, host, loading, providers
+from embedserve import artifact
 from embedserve.artifact import Manifest
 from embedserve.bulk.chunks import Cut, Reader, Selection
-from embedserve.bulk.cluster import Source, Task, open_cluster
-from embedserve.bulk.engine import Engine, How
 from embedserve.bulk.inputs import open_input
 from embedserve.bulk.job import Job, Plan, Totals, identify
 from embedserve.bulk.local import Local
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import check_output
 from embedserve.bulk.parts import Part
+from embedserve.bulk.pipeline import Engine, How
 from embedserve.bulk.progress import Progress, State, clock_time
-from embedserve.config import ModelSpec
+from embedserve.bulk.ray_cluster import Source, Task, open_cluster
+from embedserve.config.models_toml import ModelSpec
+from embedserve.config.settings import Settings
 from embedserve.errors import Exit, RequestError, StartupError
 from embedserve.escapes import escaped
-from embedserve.providers import PROVIDERS
-from embedserve.request import Truncate, components, prompt
-from embedserve.settings import Settings
+from embedserve.model import loading, providers
+from embedserve.model.providers import PROVIDERS
+from embedserve.model.request import Truncate, components, prompt
+from embedserve.system import host
 
 T = TypeVar("T")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from embedserve import regular_file
 from embedserve.bulk.chunks import Reader, Selection
 from embedserve.bulk.delimited import Delimited, TabSeparated
 from embedserve.bulk.jsonl import JsonLines
 from embedserve.bulk.parquet import Parquet
 from embedserve.errors import Exit, StartupError
+from embedserve.system import regular_file
 
 INPUTS: Mapping[str, Callable[[Path, Selection, int], Reader]] = {
     ".jsonl": JsonLines,

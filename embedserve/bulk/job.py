@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from embedserve import regular_file
 from embedserve.bulk.outputs import Output
 from embedserve.bulk.parts import LOCK, RECORD, TEMPORARY, Part, Parts, write_whole
 from embedserve.errors import Exit, StartupError
+from embedserve.system import regular_file
 
 FORMAT = 1
 # Of the input's content so much is read at either end, to know it again.

@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Generator, Iterable
 
 from embedserve.bulk.chunks import Chunk, Cut, Reader
-from embedserve.bulk.engine import Engine, Work
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.parts import Part
+from embedserve.bulk.pipeline import Engine, Work
 
 # While lanes run one chunk, the next is tokenized; more would only take memory.
 AHEAD = 2

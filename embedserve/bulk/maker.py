@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from embedserve.bulk.chunks import BadRow, Chunk, Problem
-from embedserve.bulk.engine import Embedded
 from embedserve.bulk.outputs import Output, Vectors
 from embedserve.bulk.parts import Part
+from embedserve.bulk.pipeline import Embedded
 
 # What becomes of a bad row: left out, kept without a vector, or the end of the job.
 ON_ERROR = ("skip", "null", "stop")

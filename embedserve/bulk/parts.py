@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from embedserve import atomic_write
 from embedserve.bulk.chunks import BadRow, Cut
 from embedserve.errors import Exit, StartupError
+from embedserve.system import atomic_write
 
 TEMPORARY = ".tmp"
 RECORD, LOCK = "job.json", "lock"

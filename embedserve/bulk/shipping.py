@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embedserve import artifact, providers
-from embedserve.config import ModelSpec
+from embedserve import artifact
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import StartupError
-from embedserve.loading import load_model
-from embedserve.models import Model
-from embedserve.providers import PROVIDERS
+from embedserve.model import providers
+from embedserve.model.loading import load_model
+from embedserve.model.model import Model
+from embedserve.model.providers import PROVIDERS
 
 
 class Shipped(Protocol):

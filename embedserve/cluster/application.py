@@ -10,13 +10,15 @@ from typing import Any
 
 from ray import serve
 
-from embedserve import artifact, config, loading
-from embedserve.cluster.ingress import Ingress
+from embedserve import artifact
+from embedserve.cluster.front_deployment import Ingress
 from embedserve.cluster.replica import Replica, Served
-from embedserve.config import Config, refuse_unknown, shown
+from embedserve.config import models_toml
+from embedserve.config.api_keys import VARIABLE as KEYS
+from embedserve.config.models_toml import Config, refuse_unknown, shown
+from embedserve.config.settings import PATHS, Settings, merge
 from embedserve.errors import StartupError
-from embedserve.keys import VARIABLE as KEYS
-from embedserve.settings import PATHS, Settings, merge
+from embedserve.model import loading
 
 FRONT = "front"
 # Ray counts a request until its answer is sent. embedserve's own queue is what refuses: by
@@ -41,7 +43,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     """Make the application: `import_path` of a Ray Serve configuration. StartupError otherwise."""
     arguments = _arguments(args)
     path, artifacts = Path(arguments.models), Path(arguments.artifacts)
-    configuration = config.read(path)
+    configuration = models_toml.read(path)
     settings = _settings(configuration, arguments, path)
     specs = loading.choose(configuration.models, arguments.model, artifacts, settings.skip_missing)
     models = [spec.name for spec in specs]

@@ -15,18 +15,19 @@ from starlette.responses import Response
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from embedserve import body, deadline, render, schemas
+from embedserve.api import parse, render
+from embedserve.api.middleware import framed
+from embedserve.api.request_body import PARSE_ON_LOOP
+from embedserve.api.routes import routes
 from embedserve.cluster.exchange import Answer, Request
-from embedserve.cluster.scrape import merge
+from embedserve.cluster.merged_metrics import merge
+from embedserve.config.api_keys import Keys
+from embedserve.config.settings import Settings
+from embedserve.engine.cancellation import late
 from embedserve.errors import ClientLeftError, RequestError
-from embedserve.frame import framed
-from embedserve.intake import PARSE_ON_LOOP
-from embedserve.keys import Keys
+from embedserve.http import body, deadline
+from embedserve.http.memory_budget import Pending, Share
 from embedserve.metrics import CONTENT_TYPE, Metrics
-from embedserve.pending import Pending, Share
-from embedserve.presence import late
-from embedserve.routes import routes
-from embedserve.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Front:
         try:
             content = bytes(await body.read(receive, headers, self._settings, share))
             is_small = len(content) <= PARSE_ON_LOOP
-            named = schemas.named_model
+            named = parse.named_model
             name = named(content) if is_small else await asyncio.to_thread(named, content)
             answer = await self._ask(self._directory.pool(name), scope, content)
             await _send(answer, scope, send)

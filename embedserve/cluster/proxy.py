@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedserve.cluster.exchange import RawHeaders
 from embedserve.errors import RequestError
-from embedserve.refusals import error_response
-from embedserve.request_id import given_id, request_ids
+from embedserve.http.refusals import error_response
+from embedserve.http.request_id import given_id, request_ids
 
 _OF_RAY = "/-/"  # its own health and routes
 _REQUEST_ID = b"x-request-id"

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import ray
 
-from embedserve import loading, logs, process, providers
-from embedserve.app import create_app
+from embedserve import logs
+from embedserve.api.app import create_app
 from embedserve.cluster import exchange
 from embedserve.cluster.exchange import Answer, Request
-from embedserve.cluster.ingress import scrape
+from embedserve.cluster.front_deployment import scrape
 from embedserve.cluster.scaling import PREDICTED_WAIT
-from embedserve.config import Alias, ModelSpec
+from embedserve.config.models_toml import Alias, ModelSpec
+from embedserve.config.settings import Settings
 from embedserve.errors import RequestError
+from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
-from embedserve.providers import PROVIDERS
-from embedserve.readiness import Readiness
-from embedserve.registry import ModelRegistry
-from embedserve.settings import Settings
+from embedserve.model import loading, providers
+from embedserve.model.providers import PROVIDERS
+from embedserve.model.registry import ModelRegistry
+from embedserve.system import process
 
 log = logging.getLogger(__name__)
 

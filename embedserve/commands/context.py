@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from embedserve import config
-from embedserve.config import Config
-from embedserve.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
+from embedserve.config import models_toml
+from embedserve.config.models_toml import Config
+from embedserve.config.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
 
 
 class Command(NamedTuple):
@@ -28,7 +28,7 @@ def context(
 ) -> tuple[Config, Settings, dict[str, Path]]:
     """Return models.toml, the settings in force and the paths; StartupError when one is wrong."""
     found = paths(models, artifacts)
-    configuration = config.read(found["models"])
+    configuration = models_toml.read(found["models"])
     settings = merge(configuration, os.environ, given(flags), found["models"])
     return configuration, settings, found
 

@@ -9,8 +9,8 @@ def run(
     models: str | None, artifacts: str | None, model: list[str], json: bool, **flags: str | None
 ) -> int:
     """Say what this process may use, what a server would find, and what could be better."""
-    from embedserve.doctor import examine
-    from embedserve.report import as_json, as_text
+    from embedserve.diagnose.examination import examine
+    from embedserve.diagnose.report import as_json, as_text
 
     report = examine(paths(models, artifacts), model, given(flags))
     print(as_json(report) if json else as_text(report))

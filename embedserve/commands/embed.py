@@ -21,8 +21,8 @@ def run(
     """Embed a file of texts into a file of vectors, without a server; killed, it goes on."""
     flags = {"provider": provider, "lanes": lanes, "tokens_per_pass": tokens_per_pass}
     configuration, settings, paths = context(models, artifacts, flags)
-    from embedserve import loading
     from embedserve.bulk import command
+    from embedserve.model import loading
 
     if len(model) > 1:
         raise StartupError("embed takes one --model", Exit.USAGE)

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embedserve import host, logs
+from embedserve import logs
 from embedserve.commands.context import Command, context
-from embedserve.keys import Keys, take_from_environment
-from embedserve.settings import Settings
+from embedserve.config.api_keys import Keys, take_from_environment
+from embedserve.config.settings import Settings
+from embedserve.system import host
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,15 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
         # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
-    from embedserve import footprint, loading, providers, server
-    from embedserve.app import create_app
-    from embedserve.lanes import RENDERER, THREADS, TOKENIZER
-    from embedserve.listener import bind, is_loopback
+    from embedserve.api.app import create_app
+    from embedserve.diagnose import footprint
+    from embedserve.engine.lanes import RENDERER, THREADS, TOKENIZER
+    from embedserve.http import server
+    from embedserve.http.listener import bind, is_loopback
+    from embedserve.http.readiness import Readiness
     from embedserve.metrics import Metrics
-    from embedserve.providers import PROVIDERS
-    from embedserve.readiness import Readiness
+    from embedserve.model import loading, providers
+    from embedserve.model.providers import PROVIDERS
 
     listener = bind(settings)
     traced = _tracing(settings)
@@ -95,7 +98,7 @@ def _tracing(settings: Settings) -> Callable[[Any], Any]:
     """What puts spans around an application: nothing, and nothing is imported, unless asked for."""
     if not settings.tracing:
         return lambda app: app
-    from embedserve import tracing
+    from embedserve.api import tracing
 
     return partial(tracing.Traced, tracing.provider(), settings.drain_seconds)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-from embedserve import host
 from embedserve.commands.context import Command, context, present
 from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
+from embedserve.system import host
 
 
 def run(
@@ -15,8 +15,9 @@ def run(
 ) -> int:
     """Measure which lanes and tokens_per_pass are fastest on this host and model."""
     configuration, settings, paths = context(models, artifacts, {})
-    from embedserve import loading, server_table
-    from embedserve.tune import measure, recommend, table
+    from embedserve.config import server_table
+    from embedserve.diagnose.tuning import measure, recommend, table
+    from embedserve.model import loading
 
     if len(model) > 1 or settings.provider != "cpu" or not 1 <= seconds <= 3600:
         raise StartupError("tune measures one --model, on the CPU, for 1 to 3600 s", Exit.USAGE)

@@ -8,8 +8,8 @@ from embedserve.commands.context import Command, context
 def run(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Check digests, golden vectors and aliases of every artifact, without serving."""
     configuration, settings, paths = context(models, artifacts, flags)
-    from embedserve import loading
-    from embedserve.registry import ModelRegistry
+    from embedserve.model import loading
+    from embedserve.model.registry import ModelRegistry
 
     specs = loading.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     for spec in specs:

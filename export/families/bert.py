@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.families import positions
 from export.families.family import Built, Family, Keys
 from export.families.layers import ACTIVATIONS, Layers

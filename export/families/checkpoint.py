@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.files import WEIGHTS, refused, weight_files
 
 _DTYPES = ("F32", "F16", "BF16")

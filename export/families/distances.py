@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedserve.array_types import Ints
+from embedserve.arrays.types import Ints
 from export.families.attention import Heads
 from export.families.layers import Layers
 from export.families.rotary import tokens

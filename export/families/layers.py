@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.families.checkpoint import Checkpoint
 from export.families.graph_builder import GraphBuilder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.types import Floats, Ints
 from export.families.graph_builder import GraphBuilder
 from export.families.rotary import tokens
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.families.graph_builder import GraphBuilder
 from export.files import refuse_unknown, refused
 

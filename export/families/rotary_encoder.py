@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.families.attention import Attention, Heads
 from export.families.family import Built
 from export.families.layers import Layers

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from export.families.family import Built
 from export.families.graph_builder import GraphBuilder
 from export.files import WEIGHTS, load, refuse_pickle, refused

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from embedserve.pending import PROGRESS_SECONDS
+from embedserve.http.memory_budget import PROGRESS_SECONDS
 from tests.attack.forms import LIVEZ
 from tests.attack.watch import asking
 from tests.conftest import MINILM, ROOT

@@ -29,11 +29,11 @@ from typing import NamedTuple
 import numpy as np
 
 from embedserve.bulk.chunks import Selection
-from embedserve.bulk.engine import Embedded
 from embedserve.bulk.inputs import open_input
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import OUTPUTS
 from embedserve.bulk.parts import Parts
+from embedserve.bulk.pipeline import Embedded
 from tests.bench import corpus, machine, peers
 from tests.bench.figures import ratio
 from tests.bench.process import Running

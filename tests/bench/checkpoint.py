@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from embedserve import config
+from embedserve.config import models_toml
 from export import sources
 from tests.bench.corpus import MODEL
 
@@ -20,7 +20,7 @@ GRAPH = ("model.onnx", "weights.bin")
 
 def make(folder: Path) -> None:
     """Put the files into `folder`, which appears whole or not at all."""
-    spec = config.read(Path("models.toml")).models[MODEL]
+    spec = models_toml.read(Path("models.toml")).models[MODEL]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         source = sources.open(spec, None, Path(scratch), lambda line: print(line, file=sys.stderr))

@@ -20,20 +20,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from embedserve import embeddings, logs, render, server
-from embedserve.app import create_app
-from embedserve.array_types import Floats
-from embedserve.config import ModelSpec
-from embedserve.embed import Embedded
-from embedserve.finishing import normalize
-from embedserve.listener import bind
-from embedserve.loading import load_model
+from embedserve import logs
+from embedserve.api import embeddings, render
+from embedserve.api.app import create_app
+from embedserve.arrays.finishing import normalize
+from embedserve.arrays.types import Floats
+from embedserve.config.models_toml import ModelSpec
+from embedserve.config.settings import Settings
+from embedserve.engine.embed import Embedded
+from embedserve.http import server
+from embedserve.http.listener import bind
+from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
-from embedserve.models import Model
-from embedserve.readiness import Readiness
-from embedserve.registry import ModelRegistry
-from embedserve.request import EmbeddingsRequest
-from embedserve.settings import Settings
+from embedserve.model.loading import load_model
+from embedserve.model.model import Model
+from embedserve.model.registry import ModelRegistry
+from embedserve.model.request import EmbeddingsRequest
 from tests import tiny
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from embedserve import prose
+from embedserve.diagnose import sample_texts
 
 MODEL = "all-MiniLM-L6-v2"
 # About 27 tokens in the median; the longest have less than the 256 that every peer reads.
@@ -29,14 +29,14 @@ QUERIES = (
 
 def mixed(count: int = 2048) -> list[str]:
     """Return docstrings' English as queries, sentences and passages are mixed."""
-    wanted = [text for text in prose.texts(2 * count) if len(text) <= LONGEST]
+    wanted = [text for text in sample_texts.texts(2 * count) if len(text) <= LONGEST]
     return _different(wanted)[:count]
 
 
 def short(count: int = 512) -> list[str]:
     """Return queries of three to eight words: eight made up, the others cut from docstrings."""
     draw = random.Random(2)  # noqa: S311  # the same texts every time
-    cut = [" ".join(text.split()[: draw.randint(3, 8)]) for text in prose.texts(4 * count)]
+    cut = [" ".join(text.split()[: draw.randint(3, 8)]) for text in sample_texts.texts(4 * count)]
     return _different([*QUERIES, *(text for text in cut if text.count(" ") >= 2)])[:count]
 
 

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from embedserve import host
+from embedserve.system import host
 from tests.bench.peers import ROOT
 
 PACKAGES = {

@@ -28,12 +28,12 @@ import numpy as np
 import onnxruntime
 
 from embedserve import artifact
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.batch import pad
+from embedserve.arrays.finishing import normalize
+from embedserve.arrays.pooling import pool
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH
-from embedserve.batch import pad
-from embedserve.finishing import normalize
-from embedserve.pooling import pool
-from embedserve.tokenization import Tokenizer
+from embedserve.model.tokenizer import Tokenizer
 from tests.bench import corpus
 from tests.bench.figures import percentile
 

@@ -17,15 +17,17 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import onnxruntime
 
-from embedserve import artifact, finishing, render, schemas
-from embedserve.backend import options
-from embedserve.batch import pad
-from embedserve.batching import BatchQueue, Entry
-from embedserve.config import ModelSpec
-from embedserve.loading import load_model
-from embedserve.pooling import pool
-from embedserve.prose import texts
-from embedserve.providers import PROVIDERS
+from embedserve import artifact
+from embedserve.api import parse, render
+from embedserve.arrays import finishing
+from embedserve.arrays.batch import pad
+from embedserve.arrays.pooling import pool
+from embedserve.config.models_toml import ModelSpec
+from embedserve.diagnose.sample_texts import texts
+from embedserve.engine.batch_queue import BatchQueue, Entry
+from embedserve.model.loading import load_model
+from embedserve.model.onnx_backend import options
+from embedserve.model.providers import PROVIDERS
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = "all-MiniLM-L6-v2"
@@ -64,7 +66,7 @@ def measure(asked: list[str]) -> Profile:
     profile = Profile()
     for _ in range(ROUNDS):
         profile.begin()
-        request = profile.add("parse", schemas.parse_embeddings, content, 2048)
+        request = profile.add("parse", parse.parse_embeddings, content, 2048)
         encoded = profile.add("tokenize", model.tokenizer.encode, request.texts or [])
         queue = BatchQueue(PROVIDERS["cpu"].tokens_per_pass)
         profile.add("queue", queue.put, [Entry(ids, shape) for ids in encoded.sequences])

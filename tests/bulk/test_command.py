@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from embedserve.errors import Exit
 from tests import tiny
 from tests.bulk import operated
@@ -405,7 +405,7 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
 
 def test_the_servers_vectors(tmp_path: Path, minilm: Server) -> None:
     """The same bits as the server's, in chunks of any size."""
-    from embedserve.prose import texts
+    from embedserve.diagnose.sample_texts import texts
 
     asked = texts(64)
     answer = minilm.embed(model=MINILM, input=asked)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.array_types import Floats
-from embedserve.batch import Batch
-from embedserve.bulk.engine import Engine, How, cut
-from embedserve.config import ModelSpec
-from embedserve.cost import FREE_PADDING, MAX_PADDING, Shape
-from embedserve.encoder import Backend, Encoder
-from embedserve.loading import load_model
-from embedserve.models import Model
-from embedserve.stop import Stop
+from embedserve.arrays.batch import Batch
+from embedserve.arrays.types import Floats
+from embedserve.bulk.pipeline import Engine, How, cut
+from embedserve.config.models_toml import ModelSpec
+from embedserve.model.cost import FREE_PADDING, MAX_PADDING, Shape
+from embedserve.model.encoder import Backend, Encoder
+from embedserve.model.loading import load_model
+from embedserve.model.model import Model
+from embedserve.model.stop import Stop
 from tests import tiny
 
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from embedserve.bulk import arrow, outputs
 from embedserve.bulk.chunks import Chunk, Cut
-from embedserve.bulk.engine import Embedded
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.parts import Parts
+from embedserve.bulk.pipeline import Embedded
 from embedserve.errors import Exit, StartupError
 from tests.bulk.files import chunks, embed, problems, reader
 from tests.bulk.test_command import flags

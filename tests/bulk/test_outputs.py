@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedserve.array_types import Floats
+from embedserve.arrays.types import Floats
 from embedserve.bulk.chunks import Selection
-from embedserve.bulk.engine import Embedded
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import OUTPUTS
 from embedserve.bulk.parts import Parts
+from embedserve.bulk.pipeline import Embedded
 from embedserve.errors import StartupError
 from tests.bulk.files import chunks, reader, write
 

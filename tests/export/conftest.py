@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 
 import export  # noqa: F401  # sets what the libraries read at import
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from export import build
 from export.build import Progress, Result
 from export.steps import Nurseries

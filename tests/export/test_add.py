@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from embedserve import artifact, config
+from embedserve import artifact
 from embedserve.artifact import sha256
+from embedserve.config import models_toml
 from embedserve.errors import Exit
 from export import add, catalogue, cli, sources
 from export.families.registry import FAMILIES
@@ -68,14 +69,14 @@ class Export:
     def __init__(self, status: int = 0, meanwhile: Callable[[], object] = lambda: None) -> None:
         self.status, self.meanwhile = status, meanwhile
         self.commands: list[Sequence[str]] = []
-        self.spec: config.ModelSpec | None = None
+        self.spec: models_toml.ModelSpec | None = None
 
     def __call__(self, command: Sequence[str]) -> int:
         self.commands.append(command)
         pickles = "--convert-pickle" in command
         pairs = [word for word in command[1:] if word != "--convert-pickle"]
         options = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        self.spec = config.read(Path(options["--models"])).models[command[0]]
+        self.spec = models_toml.read(Path(options["--models"])).models[command[0]]
         source = options.get("--from")
         directory = Path(source) if source else None
         sources.open(self.spec, directory, Path("unused"), pickles=pickles)
@@ -140,7 +141,7 @@ def test_a_table_is_complete(hub: Hub, models: Path) -> None:
         "revision": COMMIT,
         "prompts": {"query": "query: ", "passage": "passage: "},
     }
-    assert export.spec == config.read(models).models["e5-small-v2"]
+    assert export.spec == models_toml.read(models).models["e5-small-v2"]
 
 
 def test_all_that_was_in_the_file_stays(hub: Hub, models: Path) -> None:

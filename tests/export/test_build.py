@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedserve import artifact, atomic_write
-from embedserve.config import ModelSpec
+from embedserve import artifact
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
+from embedserve.system import atomic_write
 from export import build, cli, graph, steps
 from export.facts import Facts
 from export.steps import Step

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve import config
+from embedserve.config import models_toml
 from embedserve.errors import Exit, StartupError
 from export import card, catalogue, table
 from export.catalogue import Entry
@@ -105,13 +105,13 @@ def test_its_facts_are_a_table_of_models_toml(name: str, tmp_path: Path) -> None
     wishes = facts(ENTRIES[name])
     path = tmp_path / "models.toml"
     path.write_text(table.appended("", "m", wishes, {}))
-    spec = config.read(path).models["m"]
+    spec = models_toml.read(path).models["m"]
     assert {key: getattr(spec, key) for key in wishes} == wishes
 
 
 def test_models_toml_agrees_with_it() -> None:
     """What models.toml says of a model's card is what the catalogue says."""
-    specs = config.read(Path(__file__).parents[2] / "models.toml").models.values()
+    specs = models_toml.read(Path(__file__).parents[2] / "models.toml").models.values()
     known = [spec for spec in specs if spec.repository in ENTRIES]
     assert len(known) >= 3
     for spec in known:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import facts
 from tests.export.checkpoints import (

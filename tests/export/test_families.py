@@ -14,11 +14,12 @@ import tokenizers
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedserve import artifact, finishing
-from embedserve.backend import OnnxBackend
-from embedserve.batch import pad
-from embedserve.config import ModelSpec
-from embedserve.tokenization import Tokenizer
+from embedserve import artifact
+from embedserve.arrays import finishing
+from embedserve.arrays.batch import pad
+from embedserve.config.models_toml import ModelSpec
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.tokenizer import Tokenizer
 from export.build import Result
 from export.texts import TEXTS
 from tests.export.checkpoints import (

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedserve import artifact, config
-from embedserve.backend import OnnxBackend
-from embedserve.batch import pad
-from embedserve.tokenization import Tokenizer
+from embedserve import artifact
+from embedserve.arrays.batch import pad
+from embedserve.config import models_toml
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.tokenizer import Tokenizer
 from tests.export.conftest import Export
 
 NAME = "all-mpnet-base-v2"
@@ -47,7 +48,7 @@ KNOWN = {
 @pytest.mark.filterwarnings("ignore")
 def test_known_answers(export_model: Export, tmp_path: Path) -> None:
     """Its packages give the files that are pinned, and its artifact the vectors that are known."""
-    spec = config.read(MODELS).models[NAME]
+    spec = models_toml.read(MODELS).models[NAME]
     result = export_model(spec, tmp_path, None)
     directory = tmp_path / NAME
     manifest = artifact.read(directory)

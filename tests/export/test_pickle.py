@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from embedserve import artifact
 from embedserve.artifact import sha256
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, cli, confinement, pickles, sources, unpickling
 from export.files import PICKLE, PICKLE_INDEX, WEIGHTS

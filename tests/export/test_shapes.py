@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedserve.array_types import Floats
-from embedserve.backend import OnnxBackend
-from embedserve.batch import Batch
-from embedserve.stop import Stop
+from embedserve.arrays.batch import Batch
+from embedserve.arrays.types import Floats
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.stop import Stop
 from export import catalogue, texts
 from export.families.registry import FAMILIES
 from export.steps import Nurseries

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedserve.artifact import sha256
-from embedserve.config import ModelSpec, Package
+from embedserve.config.models_toml import ModelSpec, Package
 from embedserve.errors import Exit, StartupError
 from export import cli, packages, sources
 from export.source_error import UnusableError

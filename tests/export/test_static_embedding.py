@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from embedserve.config import ModelSpec
+from embedserve.arrays.pooling import BAG
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
-from embedserve.pooling import BAG
 from export import facts, modules
 from tests.export.checkpoints import HIDDEN, VOCABULARY, wordpiece, write_json
 from tests.export.conftest import Export

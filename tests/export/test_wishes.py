@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import build, wishes
 from tests.export.checkpoints import LIMIT, bert, checkpoint, edit_json, roberta

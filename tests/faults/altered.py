@@ -17,16 +17,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedserve import app, backend, body, cli, protocol, readiness
-from embedserve.array_types import Floats
-from embedserve.batch import Batch
-from embedserve.stop import Stop
+from embedserve import cli
+from embedserve.api import app
+from embedserve.arrays.batch import Batch
+from embedserve.arrays.types import Floats
+from embedserve.http import body, connection, readiness
+from embedserve.model import onnx_backend
+from embedserve.model.stop import Stop
 
 HELD = "passes are held"  # said in the log by "gate"
 HOURS = (5, -10)  # one jump after the other, at each SIGUSR1
-# In place of embedserve.readiness's and embedserve.app's, for "endless".
+# In place of embedserve.http.readiness's and embedserve.api.app's, for "endless".
 LOST_SECONDS, LANES_GRACE = 1.5, 1.0
-HASTE = 2.0  # in place of embedserve.protocol's seconds, for "hasty"
+HASTE = 2.0  # in place of embedserve.http.connection's seconds, for "hasty"
 ENDLESS = 8  # a pass of one text of so many tokens does not come back
 LEAK = 4096  # bytes of each request, for "leaking"
 AWAY = ("192.0.2.1", 9)  # an address of nobody (RFC 5737)
@@ -48,7 +51,7 @@ def clock() -> None:
 
 def hasty() -> None:
     """A head, and a client that reads, have HASTE seconds."""
-    protocol.HEAD_SECONDS = protocol.WRITE_SECONDS = HASTE
+    connection.HEAD_SECONDS = connection.WRITE_SECONDS = HASTE
 
 
 def gate() -> None:
@@ -118,15 +121,15 @@ ALTERATIONS: Mapping[str, Callable[[], None]] = {
 
 
 def _before_each_pass(wait: Callable[[Batch], object]) -> None:
-    embed = backend.OnnxBackend.embed
+    embed = onnx_backend.OnnxBackend.embed
 
     def held(
-        self: backend.OnnxBackend, batch: Batch, alone: bool = False, stop: Stop | None = None
+        self: onnx_backend.OnnxBackend, batch: Batch, alone: bool = False, stop: Stop | None = None
     ) -> Floats:
         wait(batch)
         return embed(self, batch, alone, stop)
 
-    backend.OnnxBackend.embed = held  # type: ignore[method-assign]  # what this module is for
+    onnx_backend.OnnxBackend.embed = held  # type: ignore[method-assign]  # what this module is for
 
 
 if __name__ == "__main__":

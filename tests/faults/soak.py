@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from embedserve.prose import texts
+from embedserve.diagnose.sample_texts import texts
 from tests.conftest import MINILM
 from tests.faults.traffic import Answer, Connection, connect, connected, post
 from tests.faults.watched import descriptors, resident, threads

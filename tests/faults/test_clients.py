@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from embedserve import protocol
+from embedserve.http.connection import HEAD_SECONDS, LINGER_SECONDS
 from tests.bench.figures import percentile
 from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import HOST, Connection, connected, get, post
@@ -168,15 +168,15 @@ def test_slow_and_idle_clients(server: Server, tmp_path: Path) -> None:
                 late_heads, late_bodies, disturbed = await asyncio.gather(
                     seconds_to_close(heads),
                     seconds_to_close(stalled),
-                    good(port, protocol.HEAD_SECONDS + 3, bodies),
+                    good(port, HEAD_SECONDS + 3, bodies),
                 )
             print(
                 f"heads closed after {max(late_heads):.1f} s, bodies {max(late_bodies):.1f} s; "
                 f"idle {held:.0f} bytes each; a good one's p95 {calm * 1e3:.2f}, then "
                 f"{disturbed * 1e3:.2f} ms"
             )
-            assert max(late_heads) <= protocol.HEAD_SECONDS + protocol.LINGER_SECONDS + 1
-            assert max(late_bodies) <= 3 + protocol.LINGER_SECONDS + 1
+            assert max(late_heads) <= HEAD_SECONDS + LINGER_SECONDS + 1
+            assert max(late_bodies) <= 3 + LINGER_SECONDS + 1
             assert held <= 5_000
             assert disturbed <= 1.5 * calm
         async with connected(port) as connection:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from embedserve.prose import texts
+from embedserve.diagnose.sample_texts import texts
 from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import Outcome, closed_loop, connected, get, open_loop, post
 from tests.faults.watched import bound, resident

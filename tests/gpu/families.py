@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import export  # noqa: F401  # sets what the libraries read at import
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import StartupError
 from export import build
 from export.steps import Nurseries

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from embedserve import config
-from embedserve.config import ModelSpec
+from embedserve.config import models_toml
+from embedserve.config.models_toml import ModelSpec
 from export import build, sources
 from export.steps import Nurseries
 from tests.export import checkpoints
@@ -77,7 +77,7 @@ def download(folder: Path) -> None:
 
 def models(tree: Path) -> None:
     """Export all-MiniLM-L6-v2 in both precisions, and small models; keep the checkpoint."""
-    spec = config.read(ROOT / "models.toml").models[MODEL]
+    spec = models_toml.read(ROOT / "models.toml").models[MODEL]
     specs = [replace(spec, name=FP32), replace(spec, name=FP16, precision="fp16")]
     with tempfile.TemporaryDirectory(dir=tree.parent) as scratch, Nurseries() as nurseries:
         source = sources.open(spec, None, Path(scratch), print)

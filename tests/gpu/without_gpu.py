@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from embedserve import cli, loading, providers
-from embedserve.array_types import Floats
-from embedserve.backend import OnnxBackend
-from embedserve.batch import Batch
-from embedserve.providers import PROVIDERS
+from embedserve import cli
+from embedserve.arrays.batch import Batch
+from embedserve.arrays.types import Floats
+from embedserve.model import loading, providers
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.providers import PROVIDERS
 
 
 def embed(self: OnnxBackend, batch: Batch, *_: object) -> Floats:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from embedserve import artifact
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.batch import pad
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import Manifest
-from embedserve.backend import OnnxBackend
-from embedserve.batch import pad
-from embedserve.tokenization import Tokenizer
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.tokenizer import Tokenizer
 
 TOLERANCE = 1e-5
 _PASS_TOKENS = 8192  # of a mixed batch here, padding included

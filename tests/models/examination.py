@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import StartupError
 from export import build, steps
 from export.steps import Nurseries

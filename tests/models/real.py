@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embedserve import config
+from embedserve.config import models_toml
 from export import build, sources
 from export.steps import Nurseries
 from tests.models.examination import prove
@@ -16,7 +16,7 @@ MODELS = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")
 
 def examine(name: str, directory: Path, nurseries: Nurseries) -> Record:
     """Fetch a model's files, export them, and compare with sentence-transformers on them."""
-    spec = config.read(ROOT / "models.toml").models[name]
+    spec = models_toml.read(ROOT / "models.toml").models[name]
     directory.mkdir(parents=True)
     source = sources.open(spec, None, directory).directory
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedserve import prose
+from embedserve.diagnose import sample_texts
 from tests import tiny
 from tests.conftest import MINILM, ROOT
 from tests.faults.traffic import Connection, connected, post
@@ -130,5 +130,5 @@ async def _ask(connection: Connection, sent: Sent, request: bytes) -> int:
     return answer.status
 
 
-TEXTS = prose.texts()
+TEXTS = sample_texts.texts()
 ALL: dict[Kind, int] = {query: 3, bulk: 4, small: 1, mistaken: 1, leaving: 1}

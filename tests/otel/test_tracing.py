@@ -19,10 +19,10 @@ import httpx
 import pytest
 
 from embedserve import __version__
+from embedserve.api.middleware import PROBES
+from embedserve.api.tracing import ATTRIBUTES, STAGES
+from embedserve.config.settings import Settings
 from embedserve.errors import Exit
-from embedserve.frame import PROBES
-from embedserve.settings import Settings
-from embedserve.tracing import ATTRIBUTES, STAGES
 from tests.conftest import ROOT, Server, Start, environment
 from tests.faults.serving import until
 from tests.otel.conftest import PROGRAM, Collector, children, part, run
@@ -124,7 +124,7 @@ class TestRequest:
             "client.address": "127.0.0.1",
             "network.protocol.version": "1.1",
             "user_agent.original": "me",
-            "embedserve.request_id": answer.headers["x-request-id"],
+            "embedserve.http.request_id": answer.headers["x-request-id"],
         }
         assert part(server, http) == http
         assert set(server["attributes"]) == {*http, *expected, "client.port"}
@@ -139,7 +139,10 @@ class TestRequest:
         until(lambda: request_id in traced.log.read_text())
         (line,) = [s for s in traced.log.read_text().splitlines() if request_id in s]
         server, _ = children(collector.trace(json.loads(line)["trace_id"], 1 + len(STAGES)))
-        assert (server["parent"], server["attributes"]["embedserve.request_id"]) == ("", request_id)
+        assert (server["parent"], server["attributes"]["embedserve.http.request_id"]) == (
+            "",
+            request_id,
+        )
 
     @pytest.mark.parametrize("size", [1, 100_000], ids=["small", "past flow control"])
     def test_pipelined(self, traced: Server, collector: Collector, size: int) -> None:

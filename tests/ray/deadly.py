@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 
-from embedserve.bulk import cluster
+from embedserve.bulk import ray_cluster
 from embedserve.bulk.chunks import Chunk
 from embedserve.bulk.parts import Part
 from embedserve.cli import main
 from embedserve.errors import StartupError
 
 
-class Deadly(cluster.Embed):
+class Deadly(ray_cluster.Embed):
     """Ends its process without a word."""
 
     def _part(self, chunk: Chunk | StartupError) -> Part | StartupError:
@@ -21,6 +21,6 @@ class Deadly(cluster.Embed):
 
 
 if __name__ == "__main__":
-    cluster.Embed = Deadly  # type: ignore[misc]
-    cluster.ROUND, cluster.ALONE = 5, 4  # several rounds, as of a file of millions of rows
+    ray_cluster.Embed = Deadly  # type: ignore[misc]
+    ray_cluster.ROUND, ray_cluster.ALONE = 5, 4  # several rounds, as of a file of millions of rows
     main()

@@ -19,7 +19,7 @@ import httpx
 import ray
 from ray.cluster_utils import Cluster
 
-from embedserve.settings import Settings
+from embedserve.config.settings import Settings
 
 STORE = 200_000_000  # bytes of each node's object store
 # Logical: many small applications stand beside each other.

@@ -12,8 +12,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from embedserve import artifact
+from embedserve.diagnose.sample_texts import texts
 from embedserve.errors import Exit
-from embedserve.prose import texts
 from tests import tiny
 from tests.bulk.files import embed, write
 from tests.conftest import MINILM
@@ -87,12 +87,12 @@ def test_another_artifact_on_a_node(
     tmp_path: Path, flags: list[str | Path], cluster: Cluster
 ) -> None:
     """By path, a node may have another artifact of that name: its vectors are not mixed in."""
-    from embedserve.bulk.cluster import Embed, Task, versions
-    from embedserve.bulk.engine import How
+    from embedserve.bulk.pipeline import How
+    from embedserve.bulk.ray_cluster import Embed, Task, versions
     from embedserve.bulk.shipping import ByPath
-    from embedserve.config import ModelSpec
+    from embedserve.config.models_toml import ModelSpec
+    from embedserve.config.settings import Settings
     from embedserve.errors import StartupError
-    from embedserve.settings import Settings
 
     how = How("", "end", tiny.HIDDEN)
     task = Task(ModelSpec("tiny"), "0" * 64, how, None, Settings())  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingConfig
 
 from embedserve.cluster.application import Arguments, build
 from embedserve.cluster.scaling import QueueWait
-from embedserve.settings import Settings
+from embedserve.config.settings import Settings
 from tests.conftest import MINILM, ROOT
 
 CONFIGURATION = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())

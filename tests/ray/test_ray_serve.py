@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from embedserve import artifact
-from embedserve.prose import texts
+from embedserve.diagnose.sample_texts import texts
 from tests import conftest, tiny
 from tests.conftest import MINILM, ROOT
 from tests.ray.conftest import Application, Start

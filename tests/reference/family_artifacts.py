@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from export import build
 from export.steps import Nurseries
 from tests.export.test_families import FAMILIES, VARIANTS, random_texts

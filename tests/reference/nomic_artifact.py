@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from export import build
 from export.steps import Nurseries
 from tests.export.checkpoints import SMALL_NOMIC, nomic_bert

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from embedserve import config
+from embedserve.config import models_toml
 from export import sources
 
 
 def main(name: str, texts_path: str, out: str) -> None:
     """Write OUT.npz: vectors (n, dim) float32, ids (flat) and lengths (n,) int64."""
     texts = json.loads(Path(texts_path).read_text(encoding="utf-8"))
-    spec = config.read(Path("models.toml")).models[name]
+    spec = models_toml.read(Path("models.toml")).models[name]
     with tempfile.TemporaryDirectory() as scratch:
         source = sources.open(spec, None, Path(scratch))
         model = SentenceTransformer(str(source.directory), device="cpu", local_files_only=True)

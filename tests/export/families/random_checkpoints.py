@@ -15,7 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS
 from export import config_keys
 from export.families.attention import LONGEST_MASKED

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS
 from embedserve.errors import StartupError
 from export.families import even_length

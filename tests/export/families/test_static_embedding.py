@@ -18,12 +18,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.batch import pad
+from embedserve.arrays.pooling import BAG, pool
+from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, TOKENIZER, WEIGHTS
-from embedserve.batch import pad
 from embedserve.errors import StartupError
-from embedserve.pooling import BAG, pool
-from embedserve.tokenization import Tokenizer
+from embedserve.model.tokenizer import Tokenizer
 from export.families import static_embedding
 from export.families.graph_builder import GraphBuilder
 from tests import tiny

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedserve.array_types import Floats, Ints
+from embedserve.arrays.types import Floats, Ints
 from tests.gpu import texts
 from tests.gpu.place import FP16, FP32, Place
 from tests.gpu.results import Results

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 
 from embedserve import artifact
-from embedserve.array_types import Floats, Ints
-from embedserve.backend import OnnxBackend
-from embedserve.batch import Batch, pad
-from embedserve.tokenization import Tokenizer
+from embedserve.arrays.batch import Batch, pad
+from embedserve.arrays.types import Floats, Ints
+from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.tokenizer import Tokenizer
 from tests.gpu.place import Place
 
 

@@ -14,10 +14,10 @@ from statistics import median
 import numpy as np
 import onnxruntime
 
+from embedserve.arrays.batch import Batch
 from embedserve.artifact import GRAPH
-from embedserve.backend import options
-from embedserve.batch import Batch
-from embedserve.providers import PROVIDERS
+from embedserve.model.onnx_backend import options
+from embedserve.model.providers import PROVIDERS
 from tests.gpu.place import FP16, FP32, Place
 from tests.gpu.results import Results
 from tests.gpu.steps.engine import Engine, feed, open_engine

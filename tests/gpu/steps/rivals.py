@@ -13,11 +13,11 @@ from typing import Any
 
 import onnxruntime
 
-from embedserve import finishing
-from embedserve.array_types import Ints
+from embedserve.arrays import finishing
+from embedserve.arrays.batch import pad
+from embedserve.arrays.pooling import pool
+from embedserve.arrays.types import Ints
 from embedserve.artifact import GRAPH
-from embedserve.batch import pad
-from embedserve.pooling import pool
 from tests.gpu import texts
 from tests.gpu.place import FP16, Place
 from tests.gpu.results import Results

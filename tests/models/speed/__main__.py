@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import export  # noqa: F401  # sets what the libraries read at import
-from embedserve.config import ModelSpec
+from embedserve.config.models_toml import ModelSpec
 from export import build
 from export.libraries import versions
 from export.steps import Nurseries

@@ -21,14 +21,14 @@ Run = Callable[[list[str], int], float]
 
 def server(directory: Path) -> Run:
     """The server's engine with its own settings for the CPU: requests as they come from its API."""
-    from embedserve.config import ModelSpec
-    from embedserve.embed import embed
-    from embedserve.loading import load_model
+    from embedserve.config.models_toml import ModelSpec
+    from embedserve.engine.cancellation import Presence
+    from embedserve.engine.embed import embed
+    from embedserve.engine.scheduler import Worker
     from embedserve.metrics import Metrics
-    from embedserve.presence import Presence
-    from embedserve.providers import PROVIDERS
-    from embedserve.request import EmbeddingsRequest
-    from embedserve.worker import Worker
+    from embedserve.model.loading import load_model
+    from embedserve.model.providers import PROVIDERS
+    from embedserve.model.request import EmbeddingsRequest
 
     cores = len(os.sched_getaffinity(0))
     provider = PROVIDERS["cpu"]

@@ -1,0 +1,52 @@
+"""POST tokenize: what a model sees of each text, on the same way as embeddings."""
+
+from __future__ import annotations
+
+from starlette.types import Receive, Scope, Send
+
+from embedserve.api import parse, render
+from embedserve.api.embeddings import present
+from embedserve.api.request_body import Intake
+from embedserve.config.settings import Settings
+from embedserve.engine.embed import show_tokens
+from embedserve.engine.scheduler import Worker
+from embedserve.http import body, large_answers
+from embedserve.http.memory_budget import Pending, Share
+from embedserve.model.registry import ModelRegistry
+
+
+class Tokenize:
+    """The endpoint, as an ASGI application. Owned by the event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        worker: Worker,
+        pending: Pending,
+        intake: Intake,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._worker = worker
+        self._pending = pending
+        self._intake = intake
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = body.headers(scope)
+        share = Share(self._pending)
+        try:
+            wanted = await self._intake.take(receive, headers, share, parse.parse_tokenize)
+            model, wanted = self._registry.resolve(wanted)
+            presence = present(receive, headers, self._settings)
+            try:
+                most = self._settings.max_request_tokens
+                parts = await show_tokens(
+                    model, wanted, self._worker, most, presence, share.add, render.render_tokens
+                )
+            finally:
+                presence.end()
+            answer = render.tokens_answer(wanted.model or model.name, parts)
+            await large_answers.send(send, [(b"content-type", b"application/json")], answer)
+        finally:
+            share.release()

@@ -1,0 +1,1 @@
+"""Arrays, and what is computed of them: numpy only."""

@@ -1,0 +1,1 @@
+"""models.toml, settings and API keys."""

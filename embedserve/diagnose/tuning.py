@@ -1,0 +1,186 @@
+"""Which lanes and tokens per pass are fastest on this host: measured, on real English."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import median
+from typing import NamedTuple
+
+from embedserve.arrays.types import Ints
+from embedserve.config.models_toml import ModelSpec
+from embedserve.diagnose.sample_texts import texts
+from embedserve.engine.batch_queue import BatchQueue, Entry
+from embedserve.errors import Exit, StartupError
+from embedserve.model.cost import Shape
+from embedserve.model.loading import load_model
+from embedserve.model.model import Model
+
+PASS_SIZES = (64, 128, 256, 512, 1024)
+# More threads share one pass on big matrices only, and each count costs a session's memory.
+THREADS = (1, 2, 4)
+ROUNDS = 5
+# Differences below this are the neighbours' load.
+NOISE = 0.03
+# Less of the cores than this is no measurement of them.
+ENOUGH = 0.9
+# Waiting sequences for each core, as on a busy server: four clients with 32 texts on two cores.
+WAITING = 64
+REQUEST = 32  # texts
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """`lanes` passes at once, each with `threads` threads and up to `tokens_per_pass` tokens."""
+
+    lanes: int
+    threads: int
+    tokens_per_pass: int
+
+
+class Turn(NamedTuple):
+    """What one turn of a candidate gave: tokens per second, and processor seconds per second."""
+
+    rate: float
+    cores: float
+
+
+Turns = Mapping[Candidate, Sequence[Turn]]
+
+
+def candidates(cores: int) -> list[Candidate]:
+    """What may be best on so many cores: all of them, or half (two lanes share a real core)."""
+    pairs = {(cores // threads, threads) for threads in THREADS if threads <= cores}
+    pairs |= {(max(1, cores // 2), 1)}
+    return [Candidate(*pair, size) for pair in sorted(pairs) for size in PASS_SIZES]
+
+
+def measure(
+    spec: ModelSpec, directory: Path, cores: int, seconds: float
+) -> dict[Candidate, list[Turn]]:
+    """Measure every candidate in turn, ROUNDS times or until the time is up, at least once."""
+    start = time.perf_counter()
+    grid = candidates(cores)
+    runs = {threads: _opened(spec, directory, threads) for threads in {c.threads for c in grid}}
+    model = next(iter(runs.values())).model
+    sequences = model.tokenizer.encode(texts()).sequences
+    for candidate in {c.threads: c for c in grid}.values():  # a pass of the largest: memory is had
+        turn(candidate, runs[candidate.threads], sequences, cores, 0.0)
+    turns: dict[Candidate, list[Turn]] = {candidate: [] for candidate in grid}
+    share = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
+    # To and fro: what drifts meanwhile cancels out.
+    order = [c for number in range(ROUNDS) for c in grid[:: 1 if number % 2 else -1]]
+    for number, candidate in enumerate(order):
+        if number >= len(grid) and time.perf_counter() + share > start + seconds:
+            break
+        found = turn(candidate, runs[candidate.threads], sequences, cores, share)
+        turns[candidate].append(found)
+    return turns
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model, and a function that runs a pass of it on so many threads."""
+
+    model: Model
+    run: Callable[[list[Ints]], object]
+
+
+def _opened(spec: ModelSpec, directory: Path, threads: int) -> Opened:
+    model, _ = load_model(spec, directory, "cpu", threads)
+    return Opened(model, functools.partial(model.engine.run, alone=threads > 1))
+
+
+class _Load:
+    """A queue that never runs low."""
+
+    def __init__(
+        self, tokens_per_pass: int, sequences: Iterable[Ints], shape: Shape, waiting: int
+    ) -> None:
+        self._queue = BatchQueue(tokens_per_pass)
+        self._stream = itertools.cycle(sequences)
+        self._shape, self._waiting = shape, waiting
+
+    def take(self, free: int) -> list[Ints]:
+        """The sequences of the next pass, when so many lanes are free."""
+        while len(self._queue) < self._waiting:
+            request = itertools.islice(self._stream, REQUEST)
+            self._queue.put([Entry(ids, self._shape) for ids in request])
+        return [entry.ids for entry in self._queue.take(lanes=free)]
+
+
+def turn(
+    candidate: Candidate, opened: Opened, sequences: Sequence[Ints], cores: int, seconds: float
+) -> Turn:
+    """Run a candidate for so long; padding is not counted. StartupError when a pass fails."""
+    engine = opened.model.engine
+    load = _Load(candidate.tokens_per_pass, sequences, engine.shape, WAITING * cores)
+    done: SimpleQueue[Future[object]] = SimpleQueue()
+
+    def start_pass(free: int) -> int:
+        ids = load.take(free)
+        work = pool.submit(opened.run, ids)
+        work.add_done_callback(done.put)
+        return sum(map(len, ids))
+
+    start, processor = time.perf_counter(), time.process_time()
+    ended, running = 0.0, candidate.lanes
+    with ThreadPoolExecutor(candidate.lanes) as pool:
+        tokens = sum(start_pass(free) for free in range(candidate.lanes, 0, -1))
+        while running:
+            _check(done.get(), engine.name)
+            elapsed = time.perf_counter() - start
+            if elapsed < seconds:
+                tokens += start_pass(1)
+            else:  # this lane rests, and counts for as long as it ran
+                running, ended = running - 1, ended + elapsed
+    used = time.process_time() - processor
+    return Turn(tokens * candidate.lanes / ended, used * candidate.lanes / ended)
+
+
+def _check(work: Future[object], name: str) -> None:
+    try:
+        work.result()
+    except Exception as error:  # whatever a pass raises
+        raise StartupError(f"{name}: a pass failed: {error}", Exit.SOFTWARE) from error
+
+
+def recommend(turns: Turns) -> Candidate:
+    """The fastest of those a server can run: when all lanes are busy each has one thread.
+
+    Of those that are as fast within the noise, the one with the smallest passes: a text that comes
+    while all lanes are busy waits for the end of one.
+    """
+    rates = {candidate: rate for candidate, rate in _rates(turns).items() if candidate.threads == 1}
+    enough = max(rates.values()) * (1 - NOISE)
+    equal = [candidate for candidate, rate in rates.items() if rate >= enough]
+    return min(equal, key=lambda candidate: (candidate.tokens_per_pass, -rates[candidate]))
+
+
+def had(turns: Turns, cores: int) -> float:
+    """The part of the cores that was to be had; well below 1, something else ran on them."""
+    full = [runs for c, runs in turns.items() if c.lanes == cores and c.threads == 1]
+    return max(median(run.cores for run in runs) for runs in full) / cores
+
+
+def table(turns: Turns, cores: int) -> str:
+    """Rows for people, the fastest first; and whether they were measured on all the cores."""
+    rows = sorted(_rates(turns).items(), key=lambda row: -row[1])
+    lines = ["lanes  threads a lane  tokens a pass  tokens/s  of the best"]
+    for c, rate in rows:
+        figures = f"{rate:10,.0f}{rate / rows[0][1]:13.2f}"
+        lines.append(f"{c.lanes:5}{c.threads:16}{c.tokens_per_pass:15}{figures}")
+    part = had(turns, cores)
+    if part < ENOUGH:
+        lines += ["", f"only {part:.0%} of the cores were to be had: measure on an idle host"]
+    return "\n".join(lines)
+
+
+def _rates(turns: Turns) -> dict[Candidate, float]:
+    return {candidate: median(run.rate for run in runs) for candidate, runs in turns.items()}

@@ -1,0 +1,152 @@
+"""Threads that do work in slices, each request's in its turn: Slicer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from embedserve.engine.admission import Pace
+from embedserve.engine.lanes import Lanes
+from embedserve.engine.turns import Turn, Turns
+from embedserve.model.steps import Task
+
+# After so many seconds of one request's work another has its turn.
+SLICE_SECONDS = 0.05
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Started:
+    """A task that waits or runs, with its future and the callback that charges its memory."""
+
+    task: Task[Any]
+    future: asyncio.Future[Any]
+    turn: Turn
+    hold: Callable[[int], None]
+    wanted: bool = True  # read by the thread between two steps
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What the thread gives back."""
+
+    cost: int = 0
+    held: int = 0
+    seconds: float = 0.0
+    ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Slicer:
+    """Threads and the work that waits for them. Owned by the event loop; not thread-safe.
+
+    `pace`: how many seconds a unit takes in a thread, learned from each slice. A task is in one
+    thread at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        grain: int,
+        pace: Pace,
+        threads: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._turns = Turns(grain)
+        self._pace = pace
+        self._clock = clock
+        self._started: dict[Turn, _Started] = {}
+        self._threads = self._free = threads
+        self._closed = False
+        self._lanes = Lanes(threads, self._run, self._done, name)
+
+    def start(
+        self, task: Task[T], hold: Callable[[int], None] = lambda held: None
+    ) -> asyncio.Future[T]:
+        """Do a task in its turn. A future that is cancelled takes it out: at most its slice ends.
+
+        `hold` is called on the loop with the bytes that each slice keeps; what it raises ends the
+        task.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        started = _Started(task, future, self._turns.put(task.kind, max(1, task.cost)), hold)
+        self._started[started.turn] = started
+        future.add_done_callback(lambda _: self._forget(started))
+        self._pump()
+        return future
+
+    def wait_before(self, cost: int) -> float:
+        """Seconds that a task of `cost` units would wait for its first slice."""
+        return 0.0 if self._free else self._seconds(self._turns.before(cost))
+
+    def wait(self) -> float:
+        """Seconds until all that waits now is done."""
+        return self._seconds(self._turns.waiting()) if self._turns else 0.0
+
+    def close(self, grace: float) -> None:
+        """Cancel all that waits; a thread ends with the step it does, waited for `grace` s."""
+        self._closed = True
+        for started in list(self._started.values()):
+            started.future.cancel()
+            self._forget(started)
+        self._lanes.close(grace)
+
+    def _seconds(self, work: Mapping[Hashable, int]) -> float:
+        """Seconds that all threads take for it together."""
+        return self._pace.seconds(work) / self._threads
+
+    def _pump(self) -> None:
+        while self._free and not self._closed and (turn := self._turns.take()) is not None:
+            started = self._started[turn]
+            if started.future.done():
+                self._forget(started)
+                continue
+            self._free -= 1
+            self._lanes.start(started)
+
+    def _run(self, started: _Started) -> _Slice:
+        """In a thread: steps until the slice is over."""
+        done = _Slice()
+        start = self._clock()
+        try:
+            while started.wanted and done.seconds < SLICE_SECONDS:
+                step = next(started.task.steps)
+                done.cost += step.cost
+                done.held += step.held
+                done.seconds = self._clock() - start
+        except StopIteration as end:
+            done.ended, done.result = True, end.value
+        except BaseException as error:  # also a panic of a library in Rust
+            done.ended, done.error = True, error
+        return done
+
+    def _done(self, started: _Started, done: _Slice) -> None:
+        self._free += 1
+        future = started.future
+        if done.ended or future.done():
+            self._turns.leave(started.turn)
+        self._turns.advance(started.turn, done.cost)
+        self._pace.learn(started.task.kind, done.cost, done.seconds)
+        self._pump()  # the threads first: they work while the loop goes on
+        if future.done():
+            return
+        if done.error is not None:
+            future.set_exception(done.error)
+            return
+        try:
+            started.hold(done.held)
+        except Exception as error:  # there is no room for what it keeps
+            future.set_exception(error)
+            return
+        if done.ended:
+            future.set_result(done.result)
+
+    def _forget(self, started: _Started) -> None:
+        """Take out what is done, or unwanted; a slice that runs ends with its step."""
+        started.wanted = False
+        self._turns.leave(started.turn)
+        self._started.pop(started.turn, None)

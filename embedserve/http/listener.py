@@ -1,0 +1,58 @@
+"""The socket that the server listens on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import socket
+import struct
+
+from embedserve.config.settings import Settings
+from embedserve.errors import Exit, StartupError
+
+BACKLOG = 2048  # connections that the kernel accepts ahead of this process
+SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Bind before models load, so that an address in use costs no time. StartupError otherwise."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        # Two processes may bind one address until one of them listens. Who connects while models
+        # load waits here; past the backlog its handshake is dropped, and tried again after 1 s.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartupError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
+            "with --host and --port",
+            Exit.UNAVAILABLE,
+        ) from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name: it may be any address
+        return False
+
+
+def _refuse_handshakes(listener: socket.socket) -> None:
+    """Let the kernel drop whoever begins to connect; it still hands over whoever has connected.
+
+    A closed listener would reset those. A client that tries again a second later is refused.
+    """
+    # Classic BPF on the TCP header: byte 13 has the flags; 0x02 is SYN.
+    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    attached = struct.pack("@HP", len(program), ctypes.addressof(code))
+    with contextlib.suppress(OSError):  # no Linux: those in the queue are reset
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, attached)

@@ -1,0 +1,1 @@
+"""One served model, from its artifact to its vectors."""

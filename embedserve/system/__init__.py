@@ -1,0 +1,1 @@
+"""What the machine gives, and what a process does with it."""

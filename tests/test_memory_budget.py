@@ -1,0 +1,205 @@
+"""What requests in flight hold: bounded over all, given back whatever happens."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedserve.errors import RequestError
+from embedserve.http.memory_budget import (
+    EBB_BYTES,
+    PROGRESS_BYTES,
+    PROGRESS_SECONDS,
+    SMALL_BYTES,
+    Arrival,
+    Pending,
+    Share,
+    largest_stalled,
+    reserved,
+)
+
+LIMIT = 6400
+SMALL = LIMIT // 8 // 8
+
+
+class Clock:
+    """A time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_past_the_limit() -> None:
+    """429 with when to try again; what was held before stays as it was."""
+    pending = Pending(LIMIT)
+    first, second = Share(pending), Share(pending)
+    first.add(4000)
+    second.add(1600)
+    with pytest.raises(RequestError) as refused:
+        second.add(1)
+    assert (refused.value.status, refused.value.code) == (429, "queue_full")
+    assert refused.value.headers["Retry-After"] == "1"
+    assert (pending.bytes, second.bytes) == (5600, 1600)
+    first.release()
+    second.add(4000)
+    assert pending.bytes == 5600
+
+
+def test_a_request_alone_always_fits() -> None:
+    """What an idle server could do is not refused for its size; small ones fit beside it."""
+    pending = Pending(LIMIT)
+    alone = Share(pending)
+    alone.add(LIMIT)
+    alone.add(10 * LIMIT)
+    with pytest.raises(RequestError):
+        Share(pending).add(SMALL + 1)
+    small = [Share(pending) for _ in range(8)]
+    for share in small:
+        share.add(SMALL)
+    with pytest.raises(RequestError):
+        Share(pending).add(1)
+    alone.release()
+    Share(pending).add(LIMIT - 2 * reserved(LIMIT))
+
+
+def test_large_requests_leave_room_for_small_ones() -> None:
+    """The last eighth is for small requests, and they may hold the rest as well."""
+    pending = Pending(LIMIT)
+    large = [Share(pending) for _ in range(7)]
+    for share in large:
+        share.add(LIMIT // 8)
+    with pytest.raises(RequestError):
+        Share(pending).add(SMALL + 1)
+    for _ in range(8):
+        Share(pending).add(SMALL)
+    with pytest.raises(RequestError):
+        Share(pending).add(1)
+    other = Pending(LIMIT)
+    for _ in range(64):
+        Share(other).add(SMALL)
+    assert other.bytes == LIMIT
+
+
+def test_a_request_shrinks() -> None:
+    """What a body took and its texts do not is free for others."""
+    pending = Pending(LIMIT)
+    first, second = Share(pending), Share(pending)
+    first.hold(5000)
+    first.hold(100)
+    second.hold(5000)
+    assert (pending.bytes, first.bytes, second.bytes) == (5100, 100, 5000)
+
+
+class TestStalled:
+    """Bodies that make no progress are given up where others find no room, the largest first."""
+
+    def test_the_largest_is_given_up(self) -> None:
+        """And those that are left, as far as it takes; not those that make progress."""
+        clock = Clock()
+        pending = Pending(LIMIT, clock=clock)
+        given_up: list[str] = []
+        shares = {name: Share(pending) for name in ("small", "large", "steady")}
+        sizes = {"small": 1000, "large": 3000, "steady": 1500}
+        arrivals = {
+            name: share.arrives(lambda name=name: given_up.append(name))  # type: ignore[misc]
+            for name, share in shares.items()
+        }
+        for name, size in sizes.items():
+            shares[name].add(size)
+        clock.now = PROGRESS_SECONDS / 2
+        arrivals["steady"].brings(PROGRESS_BYTES)
+        clock.now = PROGRESS_SECONDS
+        honest = Share(pending)
+        honest.add(2000)
+        assert given_up == ["large"]
+        assert shares["large"].bytes == 0
+        honest.add(1500)
+        assert given_up == ["large", "small"]
+        with pytest.raises(RequestError):
+            honest.add(1000)
+        assert given_up == ["large", "small"]
+        assert pending.bytes == 1500 + 3500
+
+    def test_it_never_gives_up_itself(self) -> None:
+        """A body that finds no room for itself is refused."""
+        clock = Clock()
+        pending = Pending(LIMIT, clock=clock)
+        Share(pending).add(4000)
+        late = Share(pending)
+        late.arrives(lambda: pytest.fail("given up"))
+        late.add(1000)
+        clock.now = 10 * PROGRESS_SECONDS
+        with pytest.raises(RequestError):
+            late.add(4000)
+
+    def test_what_has_arrived_is_not_stalled(self) -> None:
+        """A request that is being answered holds what it needs."""
+        clock = Clock()
+        pending = Pending(LIMIT, clock=clock)
+        done = Share(pending)
+        done.arrives(lambda: pytest.fail("given up"))
+        done.add(5000)
+        done.has_arrived()
+        clock.now = 10 * PROGRESS_SECONDS
+        with pytest.raises(RequestError):
+            Share(pending).add(4000)
+
+    @pytest.mark.parametrize(
+        ("each", "every", "stalled"),
+        [
+            pytest.param(1, 0.5, True, id="a trickle"),
+            pytest.param(PROGRESS_BYTES // 4, 0.5, True, id="half the least rate"),
+            pytest.param(PROGRESS_BYTES // 4, 0.2, False, id="above the least rate"),
+            pytest.param(PROGRESS_BYTES, 0.9, False, id="in large pieces"),
+        ],
+    )
+    def test_rates(self, each: int, every: float, stalled: bool) -> None:
+        """Progress is a rate, not a byte now and then."""
+        clock = Clock()
+        arrival = Arrival(Share(Pending(LIMIT)), lambda: None, clock)
+        while clock.now < 10:
+            clock.now += every
+            arrival.brings(each)
+        assert (largest_stalled([arrival], clock.now + every / 2) is arrival) is stalled
+
+
+def test_the_ebb_is_told_once() -> None:
+    """When next to nothing is left of much: memory can be given back then."""
+    told: list[int] = []
+    pending = Pending(10 * EBB_BYTES, lambda: told.append(pending.bytes))
+    shares = [Share(pending) for _ in range(20)]
+    for share in shares:
+        share.add(EBB_BYTES // 10)
+    for share in shares:
+        share.release()
+    assert len(told) == 1
+    assert told[0] <= EBB_BYTES // 4
+    Share(pending).add(EBB_BYTES // 2)
+    shares[0].release()
+    assert len(told) == 1
+
+
+@given(
+    st.sampled_from([LIMIT, 100 * SMALL_BYTES]),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 60) | st.none()), max_size=60),
+)
+def test_nothing_is_lost(limit: int, steps: list[tuple[int, int | None]]) -> None:
+    """The sum is that of the shares at every moment; past the limit for one and small ones only."""
+    pending = Pending(limit)
+    shares = [Share(pending) for _ in range(5)]
+    for i, part in steps:
+        if part is None:
+            shares[i].release()
+        else:
+            try:
+                shares[i].hold(part * limit // 50)
+            except RequestError:
+                others = pending.bytes - shares[i].bytes
+                assert others + part * limit // 50 > limit - reserved(limit)
+        held = [share.bytes for share in shares]
+        assert pending.bytes == sum(held)
+        assert pending.bytes <= max(limit, max(held) + reserved(limit))
