@@ -149,6 +149,9 @@ bench-http: .venv-dev/.installed  ## what the HTTP layer costs
 bench-stages: .venv-dev/.installed artifacts/.exported  ## what each stage of a request costs
 	$(BENCH).stages
 
+docs: .venv-dev/.installed  ## the tables of README and docs/ that are made from the code
+	.venv-dev/bin/python -m tests.make_docs
+
 check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .

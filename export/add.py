@@ -22,7 +22,7 @@ from embedserve.escapes import escaped
 from embedserve.system import regular_file
 from export import card, catalogue, cli, origin, table
 from export.card import Decision
-from export.catalogue import Catalogue, Entry
+from export.catalogue import Catalogue, CatalogueEntry
 
 Export = Callable[[Sequence[str]], int]
 
@@ -149,7 +149,7 @@ def _check_arguments(repository: str | None, revision: str | None, source: Path 
         )
 
 
-def _entry(known: Catalogue, repository: str | None) -> Entry | None:
+def _entry(known: Catalogue, repository: str | None) -> CatalogueEntry | None:
     if repository is None:
         return None
     if reason := known.reason(repository):
@@ -170,7 +170,7 @@ def _default_name(repository: str | None, source: Path | None) -> str:
 def _table(
     name: str,
     repository: str | None,
-    entry: Entry | None,
+    entry: CatalogueEntry | None,
     decisions: Iterable[Decision],
     digests: Mapping[str, str],
 ) -> _Table:
@@ -230,7 +230,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _told(
-    name: str, entry: Entry | None, decisions: Sequence[Decision], digests: Mapping[str, str]
+    name: str,
+    entry: CatalogueEntry | None,
+    decisions: Sequence[Decision],
+    digests: Mapping[str, str],
 ) -> str:
     """A table of what was decided and from where, and what the catalogue adds to it."""
     rows = [("key", "from", "value"), *((d.key, d.origin, _shown(d.value)) for d in decisions)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedserve.errors import Exit, StartupError
-from export.catalogue import Entry
+from export.catalogue import CatalogueEntry
 from export.files import load
 
 CATALOGUE = "catalogue"  # the origin of what the card says
@@ -25,12 +25,12 @@ class Decision:
     origin: str
 
 
-def decide(directory: Path, entry: Entry | None, task: str | None) -> tuple[Decision, ...]:
+def decide(directory: Path, entry: CatalogueEntry | None, task: str | None) -> tuple[Decision, ...]:
     """Decide every key that a card may say; the files' own statements come first."""
-    return tuple(_decisions(directory, entry or Entry("", "", read=False), task))
+    return tuple(_decisions(directory, entry or CatalogueEntry("", "", read=False), task))
 
 
-def choose_task(model: str, entry: Entry | None, task: str | None) -> str | None:
+def choose_task(model: str, entry: CatalogueEntry | None, task: str | None) -> str | None:
     """Return the task; StartupError (64) where a model has several and none of them is given."""
     tasks = entry.tasks if entry else ()
     if tasks and task not in tasks:
@@ -41,7 +41,7 @@ def choose_task(model: str, entry: Entry | None, task: str | None) -> str | None
     return task
 
 
-def _decisions(directory: Path, entry: Entry, task: str | None) -> Iterator[Decision]:
+def _decisions(directory: Path, entry: CatalogueEntry, task: str | None) -> Iterator[Decision]:
     name = "config_sentence_transformers.json"
     if _declares_prompts(directory / name):
         yield Decision("prompts", None, name)

@@ -23,7 +23,7 @@ _PAGE = re.compile(r"https://\S+")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """One model: its shape (the kind of its files), and what its card says beyond them.
 
     `page` is where the facts stand; `read` says whether its text was seen when the entry was
@@ -46,10 +46,10 @@ class Entry:
 class Catalogue:
     """Entries by hub id, and the reasons of models that are known not to work."""
 
-    models: Mapping[str, Entry] = field(default_factory=lambda: MappingProxyType({}))
+    models: Mapping[str, CatalogueEntry] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
-    def entry(self, repository: str) -> Entry | None:
+    def entry(self, repository: str) -> CatalogueEntry | None:
         """The entry of a hub id, in whatever case it is written: the hub ignores case."""
         return _find(self.models, repository)
 
@@ -98,13 +98,13 @@ def _tables(document: Mapping[str, Any], key: str, path: Path) -> Mapping[str, A
     return tables
 
 
-def _entry(name: str, table: Mapping[str, Any], path: Path) -> Entry:
+def _entry(name: str, table: Mapping[str, Any], path: Path) -> CatalogueEntry:
     where = f"{path}: [models.{name}]"
     refuse_unknown(table, _KEYS, where, " ")
     for key in ("shape", "page", "read"):
         if key not in table:
             raise StartupError(f"{where} {key} is missing; {_KEYS[key].accepted}")
-    return Entry(**{key: _value(key, value, where) for key, value in table.items()})
+    return CatalogueEntry(**{key: _value(key, value, where) for key, value in table.items()})
 
 
 def _reason(name: str, table: Mapping[str, Any], path: Path) -> str:

@@ -15,7 +15,7 @@ from embedserve import artifact
 from embedserve.arrays.pooling import BAG
 from embedserve.arrays.types import Floats
 from embedserve.artifact import Golden, Manifest
-from embedserve.bulk.pipeline import Engine, How
+from embedserve.bulk.pipeline import How, Pipeline
 from embedserve.config.models_toml import ModelSpec
 from embedserve.model.loading import load_model
 from tests import tiny
@@ -101,7 +101,7 @@ def test_no_limit(server: Server) -> None:
 def test_bulk(artifacts: Path) -> None:
     """The same vectors, from texts of which many have no token, or all."""
     model, _ = load_model(ModelSpec("bag"), artifacts / "bag", "cpu")
-    engine = Engine(model, How("", "end", tiny.HIDDEN), 2, 16)
+    engine = Pipeline(model, How("", "end", tiny.HIDDEN), 2, 16)
     try:
         mixed = engine.submit([" ", "a b", None, "\n", "void", "a"]).future.result(30)
         empty = engine.submit([" ", "\t", " "]).future.result(30)

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that README shows what was measured."""
+"""The benchmark's own arithmetic, and that docs/benchmarks.md shows what was measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bench.peers import MEANING, ONNX, OWN, RAW, REPLACED, TORCH
 from tests.bench.raw import Many, best, cut
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 RESULTS = json.loads((ROOT / "tests" / "bench" / "results.json").read_text(encoding="utf-8"))
 
 
@@ -73,11 +73,11 @@ class TestBars:
 
 
 class TestReport:
-    """README shows the last run."""
+    """The page shows the last run."""
 
     def test_readme(self) -> None:
         """The section is rendered from results.json; `--render` writes it anew."""
-        assert report.into(README, RESULTS) == README
+        assert report.into(PAGE, RESULTS) == PAGE
 
     def test_chart(self) -> None:
         """The picture is drawn from results.json."""

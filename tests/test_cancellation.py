@@ -1,4 +1,4 @@
-"""Presence: who has left, or is late, waits for nothing, and nothing is done for it."""
+"""Cancellation: who has left, or is late, waits for nothing, and nothing is done for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from embedserve.engine.cancellation import Presence
+from embedserve.engine.cancellation import Cancellation
 from embedserve.errors import ClientLeftError, RequestError
 
 
@@ -32,7 +32,7 @@ async def ending(
         await left.wait()
 
     loop = asyncio.get_running_loop()
-    presence = Presence(gone, loop.time() + deadline)
+    presence = Cancellation(gone, loop.time() + deadline)
     try:
         await presence.wait(loop.run_in_executor(executor, ran.append, "work"))
     finally:
@@ -80,7 +80,7 @@ def test_work_that_is_done_is_given(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        presence = Presence(asyncio.Event().wait, loop.time() + 60)  # type: ignore[arg-type]  # it never comes
+        presence = Cancellation(asyncio.Event().wait, loop.time() + 60)  # type: ignore[arg-type]  # it never comes
         assert await presence.wait(loop.run_in_executor(executor, int, "7")) == 7
         with pytest.raises(ValueError, match="seven"):
             await presence.wait(loop.run_in_executor(executor, int, "seven"))

@@ -320,7 +320,7 @@ def paths_of_server() -> set[str]:
     """Every route of the application."""
     service = Service(Settings(), ModelRegistry([]), 1, Readiness(), Metrics())
     found = {route.path for route in routes(service, 1)}
-    service.worker.close(LANES_GRACE)
+    service.scheduler.close(LANES_GRACE)
     return found
 
 

@@ -17,7 +17,7 @@ import pytest
 from embedserve import __version__, artifact
 from embedserve.config.models_toml import Config
 from embedserve.config.settings import Settings, origin
-from embedserve.diagnose.examination import Model, Report
+from embedserve.diagnose.examination import ArtifactState, Report
 from embedserve.errors import Exit
 from embedserve.system import host
 from embedserve.system.host import Host, Known
@@ -295,14 +295,14 @@ class TestAdvice:
         """The artifacts' files count."""
         record = artifact.FileRecord("", 2**30)
         manifest = tiny.manifest(files={"weights.bin": record})
-        model = Model("tiny", Path("tiny"), manifest, None)
+        model = ArtifactState("tiny", Path("tiny"), manifest, None)
         assert found(models=(model,)).advice() == []
         (line,) = found(models=(model,), memory=Known(2**30, "memory.max")).advice()
         assert "need about 1152" in line
 
     def test_memory_of_requests(self) -> None:
         """Room for the models, and not for all that the settings let in: what to lower."""
-        model = Model("tiny", Path("tiny"), tiny.manifest(), None)
+        model = ArtifactState("tiny", Path("tiny"), tiny.manifest(), None)
         (line,) = found(models=(model,), memory=Known(2**28, "memory.max")).advice()
         assert "268 MB there are (memory.max): lower max_connections" in line
 

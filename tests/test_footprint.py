@@ -122,14 +122,18 @@ class TestHolders:
             "model.registry.ModelRegistry._names",
             "api.tracing.Traced._headers",
             "api.tracing.Traced._instrumented",
-            "engine.scheduler.Worker._admission",
-            "engine.scheduler.Worker._engines",
-            "engine.scheduler.Worker._metrics",
+            "engine.scheduler.Scheduler._admission",
+            "engine.scheduler.Scheduler._encoders",
+            "engine.scheduler.Scheduler._metrics",
         }
     )
     # Of one request, counted with it: a few fields, or as many as a head may have.
     OF_A_REQUEST = frozenset(
-        {"errors.RequestError.headers", "api.tracing.Trace.attributes", "engine.scheduler._Pass.stop"}
+        {
+            "errors.RequestError.headers",
+            "api.tracing.Trace.attributes",
+            "engine.scheduler._Pass.stop",
+        }
     )
 
     def test_each_has_its_line(self) -> None:

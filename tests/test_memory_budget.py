@@ -13,8 +13,8 @@ from embedserve.http.memory_budget import (
     PROGRESS_SECONDS,
     SMALL_BYTES,
     Arrival,
-    Pending,
-    Share,
+    MemoryBudget,
+    Reservation,
     largest_stalled,
     reserved,
 )
@@ -35,8 +35,8 @@ class Clock:
 
 def test_past_the_limit() -> None:
     """429 with when to try again; what was held before stays as it was."""
-    pending = Pending(LIMIT)
-    first, second = Share(pending), Share(pending)
+    pending = MemoryBudget(LIMIT)
+    first, second = Reservation(pending), Reservation(pending)
     first.add(4000)
     second.add(1600)
     with pytest.raises(RequestError) as refused:
@@ -51,43 +51,43 @@ def test_past_the_limit() -> None:
 
 def test_a_request_alone_always_fits() -> None:
     """What an idle server could do is not refused for its size; small ones fit beside it."""
-    pending = Pending(LIMIT)
-    alone = Share(pending)
+    pending = MemoryBudget(LIMIT)
+    alone = Reservation(pending)
     alone.add(LIMIT)
     alone.add(10 * LIMIT)
     with pytest.raises(RequestError):
-        Share(pending).add(SMALL + 1)
-    small = [Share(pending) for _ in range(8)]
+        Reservation(pending).add(SMALL + 1)
+    small = [Reservation(pending) for _ in range(8)]
     for share in small:
         share.add(SMALL)
     with pytest.raises(RequestError):
-        Share(pending).add(1)
+        Reservation(pending).add(1)
     alone.release()
-    Share(pending).add(LIMIT - 2 * reserved(LIMIT))
+    Reservation(pending).add(LIMIT - 2 * reserved(LIMIT))
 
 
 def test_large_requests_leave_room_for_small_ones() -> None:
     """The last eighth is for small requests, and they may hold the rest as well."""
-    pending = Pending(LIMIT)
-    large = [Share(pending) for _ in range(7)]
+    pending = MemoryBudget(LIMIT)
+    large = [Reservation(pending) for _ in range(7)]
     for share in large:
         share.add(LIMIT // 8)
     with pytest.raises(RequestError):
-        Share(pending).add(SMALL + 1)
+        Reservation(pending).add(SMALL + 1)
     for _ in range(8):
-        Share(pending).add(SMALL)
+        Reservation(pending).add(SMALL)
     with pytest.raises(RequestError):
-        Share(pending).add(1)
-    other = Pending(LIMIT)
+        Reservation(pending).add(1)
+    other = MemoryBudget(LIMIT)
     for _ in range(64):
-        Share(other).add(SMALL)
+        Reservation(other).add(SMALL)
     assert other.bytes == LIMIT
 
 
 def test_a_request_shrinks() -> None:
     """What a body took and its texts do not is free for others."""
-    pending = Pending(LIMIT)
-    first, second = Share(pending), Share(pending)
+    pending = MemoryBudget(LIMIT)
+    first, second = Reservation(pending), Reservation(pending)
     first.hold(5000)
     first.hold(100)
     second.hold(5000)
@@ -100,9 +100,9 @@ class TestStalled:
     def test_the_largest_is_given_up(self) -> None:
         """And those that are left, as far as it takes; not those that make progress."""
         clock = Clock()
-        pending = Pending(LIMIT, clock=clock)
+        pending = MemoryBudget(LIMIT, clock=clock)
         given_up: list[str] = []
-        shares = {name: Share(pending) for name in ("small", "large", "steady")}
+        shares = {name: Reservation(pending) for name in ("small", "large", "steady")}
         sizes = {"small": 1000, "large": 3000, "steady": 1500}
         arrivals = {
             name: share.arrives(lambda name=name: given_up.append(name))  # type: ignore[misc]
@@ -113,7 +113,7 @@ class TestStalled:
         clock.now = PROGRESS_SECONDS / 2
         arrivals["steady"].brings(PROGRESS_BYTES)
         clock.now = PROGRESS_SECONDS
-        honest = Share(pending)
+        honest = Reservation(pending)
         honest.add(2000)
         assert given_up == ["large"]
         assert shares["large"].bytes == 0
@@ -127,9 +127,9 @@ class TestStalled:
     def test_it_never_gives_up_itself(self) -> None:
         """A body that finds no room for itself is refused."""
         clock = Clock()
-        pending = Pending(LIMIT, clock=clock)
-        Share(pending).add(4000)
-        late = Share(pending)
+        pending = MemoryBudget(LIMIT, clock=clock)
+        Reservation(pending).add(4000)
+        late = Reservation(pending)
         late.arrives(lambda: pytest.fail("given up"))
         late.add(1000)
         clock.now = 10 * PROGRESS_SECONDS
@@ -139,14 +139,14 @@ class TestStalled:
     def test_what_has_arrived_is_not_stalled(self) -> None:
         """A request that is being answered holds what it needs."""
         clock = Clock()
-        pending = Pending(LIMIT, clock=clock)
-        done = Share(pending)
+        pending = MemoryBudget(LIMIT, clock=clock)
+        done = Reservation(pending)
         done.arrives(lambda: pytest.fail("given up"))
         done.add(5000)
         done.has_arrived()
         clock.now = 10 * PROGRESS_SECONDS
         with pytest.raises(RequestError):
-            Share(pending).add(4000)
+            Reservation(pending).add(4000)
 
     @pytest.mark.parametrize(
         ("each", "every", "stalled"),
@@ -160,7 +160,7 @@ class TestStalled:
     def test_rates(self, each: int, every: float, stalled: bool) -> None:
         """Progress is a rate, not a byte now and then."""
         clock = Clock()
-        arrival = Arrival(Share(Pending(LIMIT)), lambda: None, clock)
+        arrival = Arrival(Reservation(MemoryBudget(LIMIT)), lambda: None, clock)
         while clock.now < 10:
             clock.now += every
             arrival.brings(each)
@@ -170,15 +170,15 @@ class TestStalled:
 def test_the_ebb_is_told_once() -> None:
     """When next to nothing is left of much: memory can be given back then."""
     told: list[int] = []
-    pending = Pending(10 * EBB_BYTES, lambda: told.append(pending.bytes))
-    shares = [Share(pending) for _ in range(20)]
+    pending = MemoryBudget(10 * EBB_BYTES, lambda: told.append(pending.bytes))
+    shares = [Reservation(pending) for _ in range(20)]
     for share in shares:
         share.add(EBB_BYTES // 10)
     for share in shares:
         share.release()
     assert len(told) == 1
     assert told[0] <= EBB_BYTES // 4
-    Share(pending).add(EBB_BYTES // 2)
+    Reservation(pending).add(EBB_BYTES // 2)
     shares[0].release()
     assert len(told) == 1
 
@@ -189,8 +189,8 @@ def test_the_ebb_is_told_once() -> None:
 )
 def test_nothing_is_lost(limit: int, steps: list[tuple[int, int | None]]) -> None:
     """The sum is that of the shares at every moment; past the limit for one and small ones only."""
-    pending = Pending(limit)
-    shares = [Share(pending) for _ in range(5)]
+    pending = MemoryBudget(limit)
+    shares = [Reservation(pending) for _ in range(5)]
     for i, part in steps:
         if part is None:
             shares[i].release()

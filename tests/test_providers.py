@@ -10,7 +10,7 @@ import pytest
 
 from embedserve.bulk import command
 from embedserve.bulk.pipeline import How
-from embedserve.bulk.ray_cluster import Embed, Task, versions
+from embedserve.bulk.ray_cluster import Embed, EmbedTask, versions
 from embedserve.bulk.shipping import ByPath
 from embedserve.config.models_toml import ModelSpec
 from embedserve.config.settings import Settings
@@ -29,6 +29,7 @@ def cuda_by_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     row = replace(PROVIDERS["cuda"], name=cpu, options={}, device="cpu", check=lambda: None)
     monkeypatch.setitem(PROVIDERS, "cuda", row)
     monkeypatch.setattr(process, "prepare", lambda: None)
+    monkeypatch.setattr(process, "tokenize_with", lambda threads: None)
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 1), (4, 1), (16, 13)])
@@ -47,7 +48,7 @@ def test_indexing_tokenizes_on_free_cores(tmp_path: Path, monkeypatch: pytest.Mo
     for provider in ("cuda", "cpu"):
         settings, how = Settings(provider=provider, lanes=1), How("", "end", tiny.HIDDEN)
         here = command._local(ModelSpec("m"), tmp_path / "m", settings, how, None, None)()  # type: ignore[arg-type]
-        here._engine.close()  # type: ignore[attr-defined]
+        here._pipeline.close()  # type: ignore[attr-defined]
     assert asked == [13, 1]
 
 
@@ -62,17 +63,17 @@ def test_lanes(provider: str, lanes: int, expected: int, tmp_path: Path) -> None
     manifest = tiny.write(tmp_path / "m")
     how, spec = How("", "end", tiny.HIDDEN), ModelSpec("m")
     on_ray = Embed(
-        Task(spec, manifest.fingerprint, how, None, settings),  # type: ignore[arg-type]
+        EmbedTask(spec, manifest.fingerprint, how, None, settings),  # type: ignore[arg-type]
         ByPath(tmp_path / "m"),
         # What Ray gives the actor: the setting, else the node's cores.
         lanes or CORES,
         versions(),
     )
     here = command._local(spec, tmp_path / "m", settings, how, None, None)()  # type: ignore[arg-type]
-    engines = here._engine, on_ray._engine  # type: ignore[attr-defined]
-    own, there = (len(engine._threads) for engine in engines)
-    for engine in engines:
-        engine.close()
+    pipelines = here._pipeline, on_ray._pipeline  # type: ignore[attr-defined]
+    own, there = (len(pipeline._threads) for pipeline in pipelines)
+    for pipeline in pipelines:
+        pipeline.close()
     assert there == expected
     assert own == (lanes or PROVIDERS[provider].lanes or host.read().cores.value)
 

@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from pathlib import Path
 
-from embedserve.config.models_toml import shown
-from embedserve.config.settings import Settings, accepted
-from embedserve.errors import ERRORS
-from embedserve.metrics import METRICS
+import pytest
+
+from tests import make_docs
 from tests.conftest import ROOT
-from tests.documents import table
+from tests.documents import PATHS, table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_settings() -> None:
-    """Each setting with its default as in TOML, what is accepted, and its meaning."""
-    rows = [
-        [f"`{f.name}`", f"`{_toml(f.default)}`", accepted(f), f.metadata["help"]]
-        for f in fields(Settings)
-    ]
-    assert table("| setting |") == rows
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_generated(path: Path) -> None:
+    """Each table that `make docs` makes is up to date."""
+    text = path.read_text(encoding="utf-8")
+    assert text == make_docs.filled(text)
 
 
-def _toml(value: object) -> str:
-    return "[]" if value == () else shown(value)
+def test_every_table_has_its_place() -> None:
+    """What can be made stands in one page."""
+    pages = "".join(path.read_text(encoding="utf-8") for path in PATHS)
+    for name in make_docs.TABLES:
+        assert pages.count(f"<!-- make docs: {name} -->\n") == 1
 
 
-def test_errors() -> None:
-    """Each error code under its status."""
-    listed = {
-        (int(status), code)
-        for status, codes in table("| status | codes |")
-        for code in codes.split("(")[0].strip().split(", ")
-    }
-    assert listed == {(status, code) for code, (status, _) in ERRORS.items()}
-
-
-def test_metrics() -> None:
-    """Each metric with its labels and help."""
-    rows = [[f"`embedserve_{m.name}`", ", ".join(m.labels), m.help] for m in METRICS]
-    assert table("| metric |") == rows
+def test_length() -> None:
+    """The README is read to its end."""
+    assert len(README.splitlines()) <= 150
 
 
 def test_client_versions() -> None:
@@ -54,17 +43,6 @@ def test_client_versions() -> None:
             assert f'"{name}": "{version}"' in node
         else:
             assert f"\n{name}=={version} " in f"\n{python}"
-
-
-def test_tree() -> None:
-    """Each module has its line, and each line its module."""
-    for package in ("embedserve", "export"):
-        block = README.split(f"\n{package}/\n")[1].split("\n```")[0]
-        lines = re.match(r"(?:  .*\n?)+", block)
-        assert lines is not None
-        named = set(re.findall(r"^  (\w+)\.py ", lines[0], re.MULTILINE))
-        found = {p.stem for p in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
-        assert named == found
 
 
 def test_promises() -> None:

@@ -17,7 +17,7 @@ from embedserve.arrays.types import Floats, Ints
 from embedserve.engine.batch_queue import LONG_PASS_BUDGETS
 from embedserve.engine.cache import VectorCache
 from embedserve.engine.jobs import Job
-from embedserve.engine.scheduler import SHRUNK_SECONDS, Worker
+from embedserve.engine.scheduler import SHRUNK_SECONDS, Scheduler
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.metrics import Metrics
 from embedserve.model.cost import Shape
@@ -105,7 +105,7 @@ class Bench:
         engines = {"fake": self.engine}
         self.metrics = Metrics()
         options: dict[str, Any] = {} if clock is None else {"clock": clock}
-        self.worker = Worker(
+        self.worker = Scheduler(
             engines, lanes, tokens_per_pass, max_wait, self.metrics, cache, **options
         )
 
@@ -1005,7 +1005,7 @@ def test_the_rate_of_the_start_counts_from_the_first_request() -> None:
     async def test() -> None:
         bench = Bench(max_wait=1.0)
         engine = replace(bench.engine, rate=50.0)
-        bench.worker = Worker({"fake": engine}, 1, 64, 1.0, bench.metrics)
+        bench.worker = Scheduler({"fake": engine}, 1, 64, 1.0, bench.metrics)
         await bench.block(length=10)
         bench.submit([1] * 45)
         with pytest.raises(RequestError, match="would wait") as refused:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from embedserve.artifact import TOKENIZER
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import RequestError, StartupError
 from embedserve.model import loading
-from embedserve.model.providers import PROVIDERS
 from embedserve.model.request import Truncate
 from embedserve.model.tokenizer import CHARACTERS_PER_TOKEN, STEP_CHARACTERS, Tokenizer
 from tests import tiny
@@ -32,19 +30,12 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pool")
-@pytest.mark.parametrize(("provider", "cores", "threads"), [("cpu", 16, 1), ("cuda", 16, 13)])
-def test_which_cores_tokenize(
-    provider: str, cores: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beside lanes that compute one thread, on a GPU's machine what lanes and loop leave free.
-
-    A step takes as much longer a part: with it the time of a step stays.
-    """
-    row = replace(PROVIDERS[provider], name=PROVIDERS["cpu"].name, options={}, check=lambda: None)
-    monkeypatch.setitem(PROVIDERS, provider, replace(row, device=row.device and "cpu"))
+@pytest.mark.parametrize("threads", [1, 13])
+def test_threads_share_a_batch(threads: int, tmp_path: Path) -> None:
+    """As many as are asked for. A step takes as much longer a part: its time stays."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tiny.write(tmp_path / "m")
-    model, _ = loading.load_model(ModelSpec("m"), tmp_path / "m", provider, cores)
+    model, _ = loading.load_model(ModelSpec("m"), tmp_path / "m", "cpu", tokenizing=threads)
     assert model.tokenizer.step_characters == threads * STEP_CHARACTERS
     assert os.environ["TOKENIZERS_PARALLELISM"] == ("true" if threads > 1 else "false")
     assert os.environ["RAYON_NUM_THREADS"] == (str(threads) if threads > 1 else "")

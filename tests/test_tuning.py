@@ -16,7 +16,7 @@ from embedserve.arrays.types import Ints
 from embedserve.config.models_toml import ModelSpec
 from embedserve.diagnose import tuning
 from embedserve.diagnose.sample_texts import texts
-from embedserve.diagnose.tuning import Candidate, Turn, candidates, had, recommend, table
+from embedserve.diagnose.tuning import Candidate, Trial, candidates, had, recommend, table
 from embedserve.errors import Exit
 from embedserve.model.loading import load_model
 from embedserve.system import host
@@ -43,9 +43,9 @@ def test_texts() -> None:
     assert 100 < lengths[-1] <= 180
 
 
-def of(*rates: float, cores: float = 2.0) -> list[Turn]:
+def of(*rates: float, cores: float = 2.0) -> list[Trial]:
     """Turns of these tokens per second."""
-    return [Turn(rate, cores) for rate in rates]
+    return [Trial(rate, cores) for rate in rates]
 
 
 class TestRecommend:

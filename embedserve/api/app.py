@@ -1,4 +1,4 @@
-"""Routes and endpoints: create_app(settings, registry)."""
+"""The application: create_app(settings, registry)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve.api.endpoints import Service
-from embedserve.api.middleware import framed
+from embedserve.api.middleware import wrapped
 from embedserve.api.routes import EMBEDDINGS, routes
 from embedserve.config.api_keys import Keys
 from embedserve.config.settings import Settings
@@ -37,11 +37,11 @@ def create_app(
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
         yield
         service.intake.close()
-        service.worker.close(LANES_GRACE)
+        service.scheduler.close(LANES_GRACE)
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.
     router = Router(routes(service, settings.max_inputs), redirect_slashes=False, lifespan=lifespan)
-    return framed(_shortcut(router, service), settings, keys or Keys(None), metrics)
+    return wrapped(_shortcut(router, service), settings, keys or Keys(None), metrics)
 
 
 def _shortcut(router: ASGIApp, service: Service) -> ASGIApp:

@@ -13,14 +13,14 @@ from embedserve import __version__
 from embedserve.api import parse, render
 from embedserve.api.request_body import Intake
 from embedserve.config.settings import Settings
-from embedserve.engine.cancellation import Presence
+from embedserve.engine.cancellation import Cancellation
 from embedserve.engine.embed import Embedded, embed
-from embedserve.engine.scheduler import Worker
+from embedserve.engine.scheduler import Scheduler
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.http import body, deadline, large_answers
 from embedserve.http.body import Headers
 from embedserve.http.large_answers import Parts, RawHeaders
-from embedserve.http.memory_budget import Pending, Share, answer_bytes
+from embedserve.http.memory_budget import MemoryBudget, Reservation, answer_bytes
 from embedserve.metrics import Metrics
 from embedserve.model.model import Model
 from embedserve.model.registry import ModelRegistry
@@ -43,43 +43,45 @@ class Embeddings:
         self,
         settings: Settings,
         registry: ModelRegistry,
-        worker: Worker,
+        scheduler: Scheduler,
         metrics: Metrics,
-        pending: Pending,
+        budget: MemoryBudget,
         intake: Intake,
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._worker = worker
+        self._scheduler = scheduler
         self._metrics = metrics
-        self._pending = pending
+        self._budget = budget
         self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers = body.headers(scope)
         outcome, series = "draining", None  # what a cancelled request ends as
-        share = Share(self._pending)
+        reservation = Reservation(self._budget)
         try:
-            self._worker.check_door()
-            wanted = await self._intake.take(receive, headers, share, parse.parse_embeddings)
+            self._scheduler.check_door()
+            wanted = await self._intake.take(receive, headers, reservation, parse.parse_embeddings)
             model, wanted = self._registry.resolve(wanted)
             series = self._metrics.of(model.name)
             series.requests_in_flight.inc()
-            share.add(wanted.count * answer_bytes(model.manifest.dimension))
+            reservation.add(wanted.count * answer_bytes(model.manifest.dimension))
             _check_fingerprint(headers, model)
-            presence = present(receive, headers, self._settings)
+            cancellation = present(receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
-                embedded = await embed(model, wanted, self._worker, most, presence, share.add)
+                embedded = await embed(
+                    model, wanted, self._scheduler, most, cancellation, reservation.add
+                )
                 _note(scope, model, embedded)
                 series.texts.inc(len(embedded.rows))
                 if embedded.truncated:
                     series.truncated_texts.inc(len(embedded.truncated))
                 series.tokenization_duration.observe(embedded.tokenize)
-                answer, parts = await self._render(headers, model, wanted, embedded, presence)
+                answer, parts = await self._render(headers, model, wanted, embedded, cancellation)
             finally:
-                presence.end()
+                cancellation.end()
             await large_answers.send(send, answer, parts)
             outcome = "ok"
         except (RequestError, ClientLeftError) as error:
@@ -89,7 +91,7 @@ class Embeddings:
             outcome = "out_of_memory" if isinstance(error, MemoryError) else "internal_error"
             raise
         finally:
-            share.release()
+            reservation.release()
             if series is None:
                 self._metrics.nameless[outcome].inc()
             else:
@@ -103,7 +105,7 @@ class Embeddings:
         model: Model,
         wanted: EmbeddingsRequest,
         embedded: Embedded,
-        presence: Presence,
+        cancellation: Cancellation,
     ) -> tuple[RawHeaders, Parts]:
         timed = self._settings.server_timing
         answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
@@ -125,7 +127,7 @@ class Embeddings:
         if rows.size <= RENDER_ON_LOOP:
             return answer, list(parts)
         task = Task(None, rows.size, _steps(parts))
-        return answer, await presence.wait(self._worker.render(task))
+        return answer, await cancellation.wait(self._scheduler.render(task))
 
 
 def _check_fingerprint(headers: Headers, model: Model) -> None:
@@ -149,11 +151,11 @@ def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
     return rendered
 
 
-def present(receive: Receive, headers: Headers, settings: Settings) -> Presence:
+def present(receive: Receive, headers: Headers, settings: Settings) -> Cancellation:
     """Watch a client whose body was read, within the deadline that it asks for."""
     timeout = deadline.deadline(headers, settings.request_timeout)
     left = functools.partial(_disconnect, receive)
-    return Presence(left, asyncio.get_running_loop().time() + timeout)
+    return Cancellation(left, asyncio.get_running_loop().time() + timeout)
 
 
 async def _disconnect(receive: Receive) -> None:

@@ -16,9 +16,9 @@ from embedserve.api.tokenize import Tokenize
 from embedserve.config.settings import Settings
 from embedserve.engine.allowance import Allowance
 from embedserve.engine.cache import VectorCache
-from embedserve.engine.scheduler import Worker
+from embedserve.engine.scheduler import Scheduler
 from embedserve.http import body
-from embedserve.http.memory_budget import Pending
+from embedserve.http.memory_budget import MemoryBudget
 from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
 from embedserve.model import providers
@@ -45,8 +45,8 @@ class Service:
         self.created = int(time.time())
         self._scrapes, self._scraped = Allowance(), b""
         cache = VectorCache(settings.cache_mb * 1_000_000) if settings.cache_mb else None
-        self.worker = Worker(
-            registry.engines(),
+        self.scheduler = Scheduler(
+            registry.encoders(),
             lanes,
             providers.tokens_per_pass(settings),
             settings.max_wait,
@@ -54,25 +54,25 @@ class Service:
             cache,
             PROVIDERS[settings.provider].tokenizers,
         )
-        readiness.longest_stop = self.worker.longest_stop
-        readiness.is_device_lost = lambda: self.worker.lost is not None
-        self.metrics.watch("predicted_wait_seconds", self.worker.predicted_wait)
+        readiness.longest_stop = self.scheduler.longest_stop
+        readiness.is_device_lost = lambda: self.scheduler.lost is not None
+        self.metrics.watch("predicted_wait_seconds", self.scheduler.predicted_wait)
         self.metrics.watch("cache_bytes", lambda: cache.size if cache else 0)
         self.metrics.watch("ready", readiness.is_ready)
         self.metrics.watch("live", readiness.is_live)
         self.metrics.fix("lanes", lanes)
         self.metrics.fix("max_wait_seconds", settings.max_wait)
         self.metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
-        self.pending = Pending(
-            settings.max_pending_mb * 1_000_000, lambda: self.worker.soon(memory.trim)
+        self.budget = MemoryBudget(
+            settings.max_pending_mb * 1_000_000, lambda: self.scheduler.soon(memory.trim)
         )
-        self.metrics.watch("pending_bytes", lambda: self.pending.bytes)
+        self.metrics.watch("pending_bytes", lambda: self.budget.bytes)
         self.intake = Intake(settings, takes_ids=registry.takes_ids)
         self.embeddings = Embeddings(
-            settings, registry, self.worker, self.metrics, self.pending, self.intake
+            settings, registry, self.scheduler, self.metrics, self.budget, self.intake
         )
-        self.tokenize = Tokenize(settings, registry, self.worker, self.pending, self.intake)
-        register_metrics(registry, self.worker, self.metrics)
+        self.tokenize = Tokenize(settings, registry, self.scheduler, self.budget, self.intake)
+        register_metrics(registry, self.scheduler, self.metrics)
 
     async def list_models(self, request: Request) -> Response:
         return _json(render.render({"object": "list", "data": self.registry.names()}))
@@ -111,13 +111,13 @@ def _json(content: bytes) -> Response:
     return Response(content, media_type=body.JSON)
 
 
-def register_metrics(registry: ModelRegistry, worker: Worker, metrics: Metrics) -> None:
+def register_metrics(registry: ModelRegistry, scheduler: Scheduler, metrics: Metrics) -> None:
     """Make every series of every model."""
     for model in registry:
-        manifest, shape = model.manifest, model.engine.shape
+        manifest, shape = model.manifest, model.encoder.shape
         metrics.add_model(
             model.name,
-            depth=functools.partial(worker.queue.depth, shape),
+            depth=functools.partial(scheduler.queue.depth, shape),
             fingerprint=manifest.fingerprint,
             dimension=str(manifest.dimension),
             max_tokens=str(manifest.max_tokens),

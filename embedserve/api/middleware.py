@@ -40,16 +40,16 @@ _EXPOSED = (
 )
 
 
-def framed(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
+def wrapped(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Put around the router what stands around every request, as settings say."""
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    frame = Frame(app, keys, open_paths, metrics.refused)
+    frame = ServiceMiddleware(app, keys, open_paths, metrics.refused)
     if not settings.cors_origins:
         return frame
     return Cors(frame, settings.cors_origins, metrics.refused)
 
 
-class Frame:
+class ServiceMiddleware:
     """ASGI middleware around the router, with the one exception handler.
 
     Owned by the event loop.
@@ -90,9 +90,9 @@ class Frame:
         except asyncio.CancelledError:  # the time to drain is over
             if status:
                 raise
-            late = RequestError("draining", "the server is shutting down")
-            late.headers["Retry-After"] = "1"
-            await _refusal(late, scope)(scope, receive, send_with_id)
+            deadline_exceeded = RequestError("draining", "the server is shutting down")
+            deadline_exceeded.headers["Retry-After"] = "1"
+            await _refusal(deadline_exceeded, scope)(scope, receive, send_with_id)
         except Exception as error:
             answer = _answer(error, scope, request_id)
             if status:  # too late: the answer has begun
@@ -120,7 +120,7 @@ class Cors(CORSMiddleware):
     """starlette's CORS; a preflight has the frame of every request, but asks for no key."""
 
     def __init__(
-        self, app: Frame, origins: tuple[str, ...], on_refusal: Callable[[str], None]
+        self, app: ServiceMiddleware, origins: tuple[str, ...], on_refusal: Callable[[str], None]
     ) -> None:
         super().__init__(
             app,
@@ -130,7 +130,9 @@ class Cors(CORSMiddleware):
             expose_headers=_EXPOSED,
             max_age=600,
         )
-        self._preflights = Frame(self._answer_preflight, Keys(None), frozenset(), on_refusal)
+        self._preflights = ServiceMiddleware(
+            self._answer_preflight, Keys(None), frozenset(), on_refusal
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and _is_preflight(scope):

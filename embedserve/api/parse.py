@@ -1,4 +1,4 @@
-"""The wire: bytes -> requests; vectors -> bytes; the error body."""
+"""A request body -> what is asked: a well-formed request, or a refusal that names the field."""
 
 from __future__ import annotations
 

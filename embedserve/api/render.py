@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -11,8 +11,10 @@ import pybase64
 
 from embedserve.arrays.types import Floats
 from embedserve.model.request import EncodingFormat
-from embedserve.model.tokenizer import Tokens
 from embedserve.system import memory
+
+if TYPE_CHECKING:  # the front of a cluster renders, and has no tokenizer
+    from embedserve.model.tokenizer import Tokens
 
 _DIGITS = 13  # bytes of a component as JSON, at most
 _TOKEN = 256  # bytes of a token, its id and text as JSON, with what orjson takes to grow

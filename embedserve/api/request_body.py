@@ -13,7 +13,7 @@ from embedserve.api.parse import Body
 from embedserve.config.settings import Settings
 from embedserve.http import body
 from embedserve.http.body import Headers
-from embedserve.http.memory_budget import Share
+from embedserve.http.memory_budget import Reservation
 from embedserve.model.request import EmbeddingsRequest
 
 # Parsing a larger body takes over a millisecond; 32 MiB of texts take 0.1 to 0.2 s.
@@ -36,13 +36,13 @@ class Intake:
         self._parser.submit(int).result()
 
     async def take(
-        self, receive: Receive, headers: Headers, share: Share, parse: Parse
+        self, receive: Receive, headers: Headers, reservation: Reservation, parse: Parse
     ) -> EmbeddingsRequest:
         """Return what a request asks for; RequestError past a limit, or of `parse`.
 
         Afterwards `share` holds what was parsed, and nothing of the body, which is let go of.
         """
-        content = await body.read(receive, headers, self._settings, share, self._takes_ids)
+        content = await body.read(receive, headers, self._settings, reservation, self._takes_ids)
         size = len(content)
         work = functools.partial(parse, content, self._settings.max_inputs)
         del content
@@ -51,7 +51,7 @@ class Intake:
         else:
             loop = asyncio.get_running_loop()
             wanted = await loop.run_in_executor(self._parser, work)
-        share.hold(wanted.held_bytes(size))
+        reservation.hold(wanted.held_bytes(size))
         return wanted
 
     def close(self) -> None:

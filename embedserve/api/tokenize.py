@@ -9,9 +9,9 @@ from embedserve.api.embeddings import present
 from embedserve.api.request_body import Intake
 from embedserve.config.settings import Settings
 from embedserve.engine.embed import show_tokens
-from embedserve.engine.scheduler import Worker
+from embedserve.engine.scheduler import Scheduler
 from embedserve.http import body, large_answers
-from embedserve.http.memory_budget import Pending, Share
+from embedserve.http.memory_budget import MemoryBudget, Reservation
 from embedserve.model.registry import ModelRegistry
 
 
@@ -22,31 +22,37 @@ class Tokenize:
         self,
         settings: Settings,
         registry: ModelRegistry,
-        worker: Worker,
-        pending: Pending,
+        scheduler: Scheduler,
+        budget: MemoryBudget,
         intake: Intake,
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._worker = worker
-        self._pending = pending
+        self._scheduler = scheduler
+        self._budget = budget
         self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = body.headers(scope)
-        share = Share(self._pending)
+        reservation = Reservation(self._budget)
         try:
-            wanted = await self._intake.take(receive, headers, share, parse.parse_tokenize)
+            wanted = await self._intake.take(receive, headers, reservation, parse.parse_tokenize)
             model, wanted = self._registry.resolve(wanted)
-            presence = present(receive, headers, self._settings)
+            cancellation = present(receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
                 parts = await show_tokens(
-                    model, wanted, self._worker, most, presence, share.add, render.render_tokens
+                    model,
+                    wanted,
+                    self._scheduler,
+                    most,
+                    cancellation,
+                    reservation.add,
+                    render.render_tokens,
                 )
             finally:
-                presence.end()
+                cancellation.end()
             answer = render.tokens_answer(wanted.model or model.name, parts)
             await large_answers.send(send, [(b"content-type", b"application/json")], answer)
         finally:
-            share.release()
+            reservation.release()

@@ -193,7 +193,8 @@ def _value(scalar: Any) -> Any:
     kind = scalar.type
     if types.is_struct(kind):
         fields = range(kind.num_fields)
-        return {kind.field(i).name: _value(_field(scalar, i)) for i in fields}
+        # By its place: two fields may have one name.
+        return {kind.field(i).name: _value(scalar[i]) for i in fields}
     if types.is_nested(kind) and hasattr(scalar, "values"):
         return [_value(part) for part in scalar.values]
     if types.is_dictionary(kind):
@@ -205,8 +206,3 @@ def _value(scalar: Any) -> Any:
             return text
     value = getattr(scalar, "value", None)
     return None if value is None else str(value)
-
-
-def _field(scalar: Any, number: int) -> Any:
-    """A field of a struct by its place: two may have one name."""
-    return load().array([scalar], scalar.type).flatten()[number][0]

@@ -19,14 +19,14 @@ from embedserve import artifact
 from embedserve.artifact import Manifest
 from embedserve.bulk.chunks import Cut, Reader, Selection
 from embedserve.bulk.inputs import open_input
-from embedserve.bulk.job import Job, Plan, Totals, identify
+from embedserve.bulk.job import BulkJob, Plan, Totals, identify
 from embedserve.bulk.local import Local
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import check_output
 from embedserve.bulk.parts import Part
-from embedserve.bulk.pipeline import Engine, How
+from embedserve.bulk.pipeline import How, Pipeline
 from embedserve.bulk.progress import Progress, State, clock_time
-from embedserve.bulk.ray_cluster import Source, Task, open_cluster
+from embedserve.bulk.ray_cluster import EmbedTask, InputFile, open_cluster
 from embedserve.config.models_toml import ModelSpec
 from embedserve.config.settings import Settings
 from embedserve.errors import Exit, RequestError, StartupError
@@ -123,7 +123,7 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
 
 def _embed(
     options: Options, spec: ModelSpec, directory: Path, settings: Settings
-) -> tuple[Job, Totals, str]:
+) -> tuple[BulkJob, Totals, str]:
     """Returns the job, what its output has, and how fast it was made."""
     form = check_output(options.target)
     reader = open_input(options.source, options.selection, options.chunk_rows)
@@ -136,7 +136,7 @@ def _embed(
     plan = _plan(options, manifest, how, options.on_error or form.on_error)
     dtype = np.dtype(options.dtype).newbyteorder("<")
     maker = Maker(form(options.selection.vector, how.dimensions, dtype), dtype, plan.on_error)
-    job = Job(options.target, plan)
+    job = BulkJob(options.target, plan)
     job.check_source(options.source)
     totals = job.finished()
     if totals is not None:
@@ -144,7 +144,7 @@ def _embed(
     if options.ray is None:
         open_runner = _local(spec, directory, settings, how, reader, maker)
     else:
-        task = Task(spec, manifest.fingerprint, how, maker, settings)
+        task = EmbedTask(spec, manifest.fingerprint, how, maker, settings)
         open_runner = _cluster(options, directory, task)
     with job.open(options.overwrite):
         rate = _run(job, reader, open_runner)
@@ -156,7 +156,7 @@ def _embed(
         return job, job.finish(_facts(plan), maker.output), rate
 
 
-def _run(job: Job, reader: Reader, open_runner: Callable[[], Runner]) -> str:
+def _run(job: BulkJob, reader: Reader, open_runner: Callable[[], Runner]) -> str:
     """Embed what is not finished; how fast that was."""
     done = job.parts.cuts()
     missing = _missing(reader, done)
@@ -212,15 +212,15 @@ def _local(
         model, _ = loading.load_model(spec, directory, settings.provider, tokenizing=threads)
         lanes = providers.lanes(settings, cores)
         tokens = providers.tokens_per_pass(settings)
-        return Local(Engine(model, how, lanes, tokens), reader, maker)
+        return Local(Pipeline(model, how, lanes, tokens), reader, maker)
 
     return opened
 
 
-def _cluster(options: Options, directory: Path, task: Task) -> Callable[[], Runner]:
+def _cluster(options: Options, directory: Path, task: EmbedTask) -> Callable[[], Runner]:
     """Open a model on the nodes of a Ray cluster."""
     assert options.ray is not None
-    source = Source(options.source.absolute(), options.selection, options.chunk_rows)
+    source = InputFile(options.source.absolute(), options.selection, options.chunk_rows)
     return functools.partial(
         open_cluster, options.ray, options.artifacts_by, directory.absolute(), source, task
     )
@@ -261,7 +261,7 @@ def _facts(plan: Plan) -> dict[str, object]:
     return {name: getattr(plan, name) for name in names}
 
 
-def _shown(totals: Totals, job: Job) -> str:
+def _shown(totals: Totals, job: BulkJob) -> str:
     text = f"{totals.rows:,} rows of {job.plan.dimensions} {job.plan.dtype}"
     if totals.truncated:
         text += f", {totals.truncated:,} texts cut to the model's limit"

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from embedserve.bulk.chunks import Reader, Selection
 from embedserve.bulk.delimited import Delimited, TabSeparated
-from embedserve.bulk.jsonl import JsonLines
-from embedserve.bulk.parquet import Parquet
+from embedserve.bulk.jsonl import JsonLinesReader
+from embedserve.bulk.parquet import ParquetReader
 from embedserve.errors import Exit, StartupError
 from embedserve.system import regular_file
 
 INPUTS: Mapping[str, Callable[[Path, Selection, int], Reader]] = {
-    ".jsonl": JsonLines,
-    ".ndjson": JsonLines,
+    ".jsonl": JsonLinesReader,
+    ".ndjson": JsonLinesReader,
     ".csv": Delimited,
     ".tsv": TabSeparated,
-    ".parquet": Parquet,
+    ".parquet": ParquetReader,
 }
 
 

@@ -76,7 +76,7 @@ def identify(path: Path) -> dict[str, object]:
     }
 
 
-class Job:
+class BulkJob:
     """OUTPUT, OUTPUT.parts while it is made, OUTPUT.job.json once it is there."""
 
     def __init__(self, target: Path, plan: Plan) -> None:

@@ -52,7 +52,7 @@ def lines(file: BinaryIO, start: int, number: int) -> Iterator[Line]:
         number += 1
 
 
-class JsonLines:
+class JsonLinesReader:
     """A file of an object a line. Lines without anything are no rows."""
 
     rows = None

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable
 from embedserve.bulk.chunks import Chunk, Cut, Reader
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.parts import Part
-from embedserve.bulk.pipeline import Engine, Work
+from embedserve.bulk.pipeline import Pipeline, Work
 
 # While lanes run one chunk, the next is tokenized; more would only take memory.
 AHEAD = 2
@@ -17,19 +17,19 @@ AHEAD = 2
 class Local:
     """Embeds chunks one after the other, without a gap between them."""
 
-    def __init__(self, engine: Engine, reader: Reader, maker: Maker) -> None:
-        self._engine, self._reader, self._maker = engine, reader, maker
+    def __init__(self, pipeline: Pipeline, reader: Reader, maker: Maker) -> None:
+        self._pipeline, self._reader, self._maker = pipeline, reader, maker
         self._waiting: deque[tuple[Chunk, Work]] = deque()
 
     @property
     def texts(self) -> int:
         """Texts embedded so far."""
-        return self._engine.texts
+        return self._pipeline.texts
 
     @property
     def tokens(self) -> int:
         """Tokens embedded so far."""
-        return self._engine.tokens
+        return self._pipeline.tokens
 
     @property
     def place(self) -> float:
@@ -43,7 +43,7 @@ class Local:
         """The part of each chunk, in their order."""
         for cut in cuts:
             chunk = self._reader.read(cut)
-            self._waiting.append((chunk, self._engine.submit(chunk.texts)))
+            self._waiting.append((chunk, self._pipeline.submit(chunk.texts)))
             if len(self._waiting) == AHEAD:
                 yield self._first()
         while self._waiting:
@@ -51,7 +51,7 @@ class Local:
 
     def close(self) -> None:
         """End the lanes."""
-        self._engine.close()
+        self._pipeline.close()
 
     def _first(self) -> Part:
         chunk, work = self._waiting[0]

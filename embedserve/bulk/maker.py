@@ -12,7 +12,7 @@ from embedserve.arrays.types import Floats
 from embedserve.bulk.chunks import BadRow, Chunk, Problem
 from embedserve.bulk.outputs import Output, Vectors
 from embedserve.bulk.parts import Part
-from embedserve.bulk.pipeline import Embedded
+from embedserve.bulk.pipeline import EmbeddedChunk
 
 # What becomes of a bad row: left out, kept without a vector, or the end of the job.
 ON_ERROR = ("skip", "null", "stop")
@@ -27,7 +27,7 @@ class Maker:
     dtype: np.dtype[Any]
     on_error: str
 
-    def part(self, chunk: Chunk, embedded: Embedded) -> Part:
+    def part(self, chunk: Chunk, embedded: EmbeddedChunk) -> Part:
         """The part of one chunk: with `stop` as with `null`, whoever writes it looks at `bad`."""
         vectors, too_large = _cast(embedded.vectors, self.dtype)
         problems = {**chunk.problems, **embedded.problems, **too_large}

@@ -26,7 +26,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.escapes import shortened
 
 
-class Parquet:
+class ParquetReader:
     """A file of row groups. Rows are counted, from 1 in messages."""
 
     def __init__(self, path: Path, selection: Selection, chunk_rows: int) -> None:

@@ -43,7 +43,7 @@ class How:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedChunk:
     """Vectors (n, dim) float32 of a chunk's texts; NaN where there is none, with its problem."""
 
     vectors: Floats
@@ -54,11 +54,11 @@ class Embedded:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A chunk's texts on their way. Lanes write to it under the engine's lock."""
+    """A chunk's texts on their way. Lanes write to it under the pipeline's lock."""
 
     texts: Sequence[str | None]
     vectors: Floats
-    future: Future[Embedded] = field(default_factory=Future)
+    future: Future[EmbeddedChunk] = field(default_factory=Future)
     problems: dict[int, Problem] = field(default_factory=dict)
     # By place: the ids and their number before a cut.
     encoded: dict[int, tuple[Ints, int] | Problem] = field(default_factory=dict)
@@ -82,11 +82,11 @@ class _Item(NamedTuple):
     do: Callable[[], None] | None
 
 
-class Engine:
+class Pipeline:
     """Lanes on one model. `submit` may be called by any thread, for one chunk after the other."""
 
     def __init__(self, model: Model, how: How, lanes: int, tokens_per_pass: int) -> None:
-        self._engine, self._tokenizer, self._how = model.engine, model.tokenizer, how
+        self._encoder, self._tokenizer, self._how = model.encoder, model.tokenizer, how
         self._budget = tokens_per_pass
         self._queue: PriorityQueue[_Item] = PriorityQueue()
         self._lock = threading.Lock()
@@ -103,7 +103,7 @@ class Engine:
 
     def submit(self, texts: Sequence[str | None]) -> Work:
         """Start a chunk; its future gives the vectors. None gets none."""
-        work = Work(texts, np.full((len(texts), self._engine.dimension), np.nan, np.float32))
+        work = Work(texts, np.full((len(texts), self._encoder.dimension), np.nan, np.float32))
         places = [place for place, text in enumerate(texts) if text is not None]
         asked = [text for text in texts if text is not None]
         parts = list(slices(asked, self._how.prompt, SLICE_CHARACTERS))
@@ -176,7 +176,7 @@ class Engine:
         work.encoded.clear()
         work.sequences = [np.frombuffer(ids, np.int64) for ids in work.places]
         lengths = [len(ids) for ids in work.sequences]
-        passes = list(cut(lengths, self._engine.shape, self._budget))
+        passes = list(cut(lengths, self._encoder.shape, self._budget))
         work.left = len(passes)
         if not passes:
             self._finish(work)
@@ -203,12 +203,12 @@ class Engine:
 
     def _rows(self, sequences: list[Ints]) -> list[Floats | Problem]:
         """Run one pass; where it fails, find the offender by halves: it fails alone."""
-        engine, stop = self._engine, Stop()
+        encoder, stop = self._encoder, Stop()
         self._stops[threading.get_ident()] = stop
         if self._closed:
             stop.ask()
         try:
-            rows = engine.run(sequences, stop=stop)
+            rows = encoder.run(sequences, stop=stop)
         except Exception as error:  # whatever a pass raises
             alone = len(sequences) == 1
             if self._closed or (alone and isinstance(error, MemoryError)):
@@ -217,14 +217,14 @@ class Engine:
                 return [Problem("inference_failed", f"the forward pass failed: {error}")]
             middle = len(sequences) // 2
             return self._rows(sequences[:middle]) + self._rows(sequences[middle:])
-        usable = zip(rows, engine.usable(rows), strict=True)
+        usable = zip(rows, encoder.usable(rows), strict=True)
         return [row if is_usable else _NON_FINITE for row, is_usable in usable]
 
     def _finish(self, work: Work) -> None:
         vectors = work.vectors
-        if self._how.dimensions != self._engine.dimension:
+        if self._how.dimensions != self._encoder.dimension:
             vectors = finishing.truncate(vectors, self._how.dimensions)
-        work.future.set_result(Embedded(vectors, work.problems, work.tokens, work.truncated))
+        work.future.set_result(EmbeddedChunk(vectors, work.problems, work.tokens, work.truncated))
 
 
 def cut(lengths: Sequence[int], shape: Shape, tokens_per_pass: int) -> Iterator[list[int]]:

@@ -28,7 +28,7 @@ from embedserve.bulk.chunks import Chunk, Cut, Selection
 from embedserve.bulk.inputs import open_input
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.parts import Part
-from embedserve.bulk.pipeline import Engine, How
+from embedserve.bulk.pipeline import How, Pipeline
 from embedserve.bulk.shipping import SHIPPING, Shipped, load
 from embedserve.config.models_toml import ModelSpec
 from embedserve.config.settings import Settings
@@ -55,7 +55,7 @@ _COLUMN = "content"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class InputFile:
     """An input as its reader opens it, on the node where the job was started."""
 
     path: Path
@@ -64,7 +64,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EmbedTask:
     """What a node must know to make parts."""
 
     spec: ModelSpec
@@ -83,7 +83,7 @@ def versions() -> tuple[str, ...]:
 class Read:
     """Reads chunks of the input, in the order in which they are asked for."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: InputFile) -> None:
         self._source = source
         self._reader = open_input(source.path, source.selection, source.chunk_rows)
 
@@ -103,7 +103,9 @@ class Read:
 class Embed:
     """Holds the model. What it refuses it gives in a part's place: who dies tells nobody why."""
 
-    def __init__(self, task: Task, shipped: Shipped, cores: int, wanted: tuple[str, ...]) -> None:
+    def __init__(
+        self, task: EmbedTask, shipped: Shipped, cores: int, wanted: tuple[str, ...]
+    ) -> None:
         process.prepare()
         self._maker = task.maker
         self._refused: StartupError | None = None
@@ -112,7 +114,7 @@ class Embed:
         try:
             _check_versions(wanted)
             model = load(shipped, task.spec, task.fingerprint, task.settings.provider, cores)
-            self._engine = Engine(model, task.how, lanes, tokens)
+            self._pipeline = Pipeline(model, task.how, lanes, tokens)
         except StartupError as error:
             self._refused = StartupError(f"on {platform.node()}: {error}", error.status)
 
@@ -123,7 +125,7 @@ class Embed:
         if isinstance(chunk, StartupError) or self._refused is not None:
             return self._refused or chunk  # type: ignore[return-value]  # one of them is an error
         try:
-            embedded = self._engine.submit(chunk.texts).future.result()
+            embedded = self._pipeline.submit(chunk.texts).future.result()
             return self._maker.part(chunk, embedded)
         except Exception as error:  # whatever it is, the job must end with it
             return StartupError(f"on {platform.node()}: {error!r}", Exit.SOFTWARE)
@@ -133,7 +135,7 @@ class Cluster:
     """Embeds chunks on the nodes of a cluster; `parts` gives them in any order."""
 
     def __init__(
-        self, source: Source, task: Task, shipped: Shipped, cores: int, actors: int
+        self, source: InputFile, task: EmbedTask, shipped: Shipped, cores: int, actors: int
     ) -> None:
         self._source = source
         self._embed = (task, shipped, cores, versions())
@@ -227,7 +229,7 @@ class Cluster:
 
 
 def open_cluster(
-    address: str, artifacts_by: str, directory: Path, source: Source, task: Task
+    address: str, artifacts_by: str, directory: Path, source: InputFile, task: EmbedTask
 ) -> Cluster:
     """Join a cluster and give it the artifact. StartupError where there is none."""
     ray = _import_ray()

@@ -16,17 +16,17 @@ from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from embedserve.api import parse, render
-from embedserve.api.middleware import framed
+from embedserve.api.middleware import wrapped
 from embedserve.api.request_body import PARSE_ON_LOOP
 from embedserve.api.routes import routes
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.merged_metrics import merge
 from embedserve.config.api_keys import Keys
 from embedserve.config.settings import Settings
-from embedserve.engine.cancellation import late
+from embedserve.engine.cancellation import deadline_exceeded
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.http import body, deadline
-from embedserve.http.memory_budget import Pending, Share
+from embedserve.http.memory_budget import MemoryBudget, Reservation
 from embedserve.metrics import CONTENT_TYPE, Metrics
 
 log = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ class Front:
         self._directory = directory
         self._metrics = metrics
         self._created = int(time.time())
-        self._pending = Pending(settings.max_pending_mb * 1_000_000)
-        metrics.watch("pending_bytes", lambda: self._pending.bytes)
+        self._budget = MemoryBudget(settings.max_pending_mb * 1_000_000)
+        metrics.watch("pending_bytes", lambda: self._budget.bytes)
         metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
         self.embeddings = self.tokenize = _Endpoint(self._create)
         self.get_model = _Endpoint(self._get_model)
@@ -101,10 +101,10 @@ class Front:
         Requests that a replica answers are counted there, the others here.
         """
         headers = body.headers(scope)
-        share = Share(self._pending)
+        reservation = Reservation(self._budget)
         outcomes = self._metrics.nameless
         try:
-            content = bytes(await body.read(receive, headers, self._settings, share))
+            content = bytes(await body.read(receive, headers, self._settings, reservation))
             is_small = len(content) <= PARSE_ON_LOOP
             named = parse.named_model
             name = named(content) if is_small else await asyncio.to_thread(named, content)
@@ -117,7 +117,7 @@ class Front:
             outcomes[error.code if isinstance(error, RequestError) else "internal_error"].inc()
             raise
         finally:
-            share.release()
+            reservation.release()
 
     async def _get_model(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET models/{name}, from a replica of it."""
@@ -172,14 +172,14 @@ class Front:
             async with asyncio.timeout(seconds + LATE_SECONDS):
                 return await _twice(pool, request)
         except TimeoutError:
-            raise late() from None
+            raise deadline_exceeded() from None
 
 
 def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Build the ingress application: the routes and frame of `embedserve serve`."""
     front = Front(settings, directory, metrics)
     router = Router(routes(front, settings.max_inputs), redirect_slashes=False)
-    return _at_root(framed(_leaving(router), settings, keys, metrics))
+    return _at_root(wrapped(_leaving(router), settings, keys, metrics))
 
 
 def _leaving(app: ASGIApp) -> ASGIApp:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from embedserve.config import models_toml
 from embedserve.config.models_toml import Config
 from embedserve.config.settings import ENVIRONMENT_PREFIX, PATHS, Settings, merge
+
+NO_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 class Command(NamedTuple):
@@ -20,7 +23,7 @@ class Command(NamedTuple):
 
     run: Callable[..., int]
     settings: Sequence[str] | None = None
-    options: Mapping[str, Mapping[str, Any]] = {}
+    options: Mapping[str, Mapping[str, Any]] = NO_OPTIONS
 
 
 def context(

@@ -32,7 +32,7 @@ SETTINGS = tuple(f.name for f in fields(Settings))
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ArtifactState:
     """A model's artifact. Without a problem its files are what its manifest says."""
 
     name: str
@@ -62,7 +62,7 @@ class Report:
     settings: Settings
     origins: Mapping[str, str]
     providers: tuple[str, ...]
-    models: tuple[Model, ...]
+    models: tuple[ArtifactState, ...]
     problems: tuple[StartupError, ...]
     has_keys: bool = False
     takes_ids: bool = False
@@ -165,11 +165,11 @@ def _tried(function: Callable[[], T]) -> tuple[T | None, StartupError | None]:
         return None, StartupError(str(error))
 
 
-def _model(directory: Path) -> Model:
+def _model(directory: Path) -> ArtifactState:
     manifest, problem = _tried(lambda: artifact.read(directory))
     if manifest:
         _, problem = _tried(lambda: artifact.check_files(directory, manifest))
-    return Model(directory.name, directory, manifest, problem)
+    return ArtifactState(directory.name, directory, manifest, problem)
 
 
 def _missing(report: Report) -> Iterator[str]:

@@ -151,7 +151,7 @@ def _pass(manifest: Manifest, limits: Limits) -> int:
 
 
 def _requests(limits: Limits) -> int:
-    """What Pending lets all requests hold: the limit, or the largest and what is kept for small."""
+    """What all requests may hold: the limit, or the largest and what is kept for small ones."""
     limit = limits.settings.max_pending_mb * 1_000_000
     largest = max(_largest(manifest, limits) for manifest in limits.manifests)
     return max(limit, largest + reserved(limit))
@@ -182,7 +182,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         "activations of the largest pass, on every lane",
         "`lanes`, `tokens_per_pass`, the model",
         _passes,
-        ("engine.scheduler.Worker._running",),
+        ("engine.scheduler.Scheduler._running",),
     ),
     Consumer(
         "requests in flight",
@@ -197,13 +197,13 @@ CONSUMERS: tuple[Consumer, ...] = (
             "engine.batch_queue.BatchQueue._short",
             "engine.batch_queue.Entry.readers",
             "http.body._Incoming.body",
-            "engine.jobs.Flight._entries",
+            "engine.jobs.InFlight._entries",
             "engine.jobs.Job.entries",
-            "http.memory_budget.Pending._arrivals",
+            "http.memory_budget.MemoryBudget._arrivals",
             "engine.offload.Slicer._started",
             "engine.turns.Turns._heap",
             "engine.turns.Turns._places",
-            "engine.scheduler.Worker._again",
+            "engine.scheduler.Scheduler._again",
         ),
     ),
     Consumer(

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from embedserve import __version__
-from embedserve.diagnose.examination import SETTINGS, Model, Report
+from embedserve.diagnose.examination import SETTINGS, ArtifactState, Report
 from embedserve.diagnose.footprint import Footprint
 from embedserve.escapes import escaped
 from embedserve.model.onnx_backend import VERSION
@@ -46,7 +46,7 @@ def _pair(known: Known[Any] | None) -> dict[str, Any] | None:
     return None if known is None else known._asdict()
 
 
-def _model(model: Model) -> dict[str, Any]:
+def _model(model: ArtifactState) -> dict[str, Any]:
     known = asdict(model.manifest) if model.manifest else {}
     return {
         "name": model.name,
@@ -120,7 +120,7 @@ def _memory_rows(footprint: Footprint) -> Iterator[Row]:
     yield "at most", f"{footprint.most / 1e6:.0f} MB", ""
 
 
-def _model_rows(model: Model) -> Iterator[Row]:
+def _model_rows(model: ArtifactState) -> Iterator[Row]:
     state = "intact" if model.problem is None else "refused" if model.present else "missing"
     yield "artifact", f"{state}, {model.directory}", ""
     if model.manifest is None:

@@ -44,14 +44,14 @@ class Candidate:
     tokens_per_pass: int
 
 
-class Turn(NamedTuple):
+class Trial(NamedTuple):
     """What one turn of a candidate gave: tokens per second, and processor seconds per second."""
 
     rate: float
     cores: float
 
 
-Turns = Mapping[Candidate, Sequence[Turn]]
+Turns = Mapping[Candidate, Sequence[Trial]]
 
 
 def candidates(cores: int) -> list[Candidate]:
@@ -63,7 +63,7 @@ def candidates(cores: int) -> list[Candidate]:
 
 def measure(
     spec: ModelSpec, directory: Path, cores: int, seconds: float
-) -> dict[Candidate, list[Turn]]:
+) -> dict[Candidate, list[Trial]]:
     """Measure every candidate in turn, ROUNDS times or until the time is up, at least once."""
     start = time.perf_counter()
     grid = candidates(cores)
@@ -72,14 +72,14 @@ def measure(
     sequences = model.tokenizer.encode(texts()).sequences
     for candidate in {c.threads: c for c in grid}.values():  # a pass of the largest: memory is had
         turn(candidate, runs[candidate.threads], sequences, cores, 0.0)
-    turns: dict[Candidate, list[Turn]] = {candidate: [] for candidate in grid}
-    share = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
+    turns: dict[Candidate, list[Trial]] = {candidate: [] for candidate in grid}
+    reservation = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
     # To and fro: what drifts meanwhile cancels out.
     order = [c for number in range(ROUNDS) for c in grid[:: 1 if number % 2 else -1]]
     for number, candidate in enumerate(order):
-        if number >= len(grid) and time.perf_counter() + share > start + seconds:
+        if number >= len(grid) and time.perf_counter() + reservation > start + seconds:
             break
-        found = turn(candidate, runs[candidate.threads], sequences, cores, share)
+        found = turn(candidate, runs[candidate.threads], sequences, cores, reservation)
         turns[candidate].append(found)
     return turns
 
@@ -94,7 +94,7 @@ class Opened:
 
 def _opened(spec: ModelSpec, directory: Path, threads: int) -> Opened:
     model, _ = load_model(spec, directory, "cpu", threads)
-    return Opened(model, functools.partial(model.engine.run, alone=threads > 1))
+    return Opened(model, functools.partial(model.encoder.run, alone=threads > 1))
 
 
 class _Load:
@@ -117,10 +117,10 @@ class _Load:
 
 def turn(
     candidate: Candidate, opened: Opened, sequences: Sequence[Ints], cores: int, seconds: float
-) -> Turn:
+) -> Trial:
     """Run a candidate for so long; padding is not counted. StartupError when a pass fails."""
-    engine = opened.model.engine
-    load = _Load(candidate.tokens_per_pass, sequences, engine.shape, WAITING * cores)
+    encoder = opened.model.encoder
+    load = _Load(candidate.tokens_per_pass, sequences, encoder.shape, WAITING * cores)
     done: SimpleQueue[Future[object]] = SimpleQueue()
 
     def start_pass(free: int) -> int:
@@ -134,14 +134,14 @@ def turn(
     with ThreadPoolExecutor(candidate.lanes) as pool:
         tokens = sum(start_pass(free) for free in range(candidate.lanes, 0, -1))
         while running:
-            _check(done.get(), engine.name)
+            _check(done.get(), encoder.name)
             elapsed = time.perf_counter() - start
             if elapsed < seconds:
                 tokens += start_pass(1)
             else:  # this lane rests, and counts for as long as it ran
                 running, ended = running - 1, ended + elapsed
     used = time.process_time() - processor
-    return Turn(tokens * candidate.lanes / ended, used * candidate.lanes / ended)
+    return Trial(tokens * candidate.lanes / ended, used * candidate.lanes / ended)
 
 
 def _check(work: Future[object], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which sequences share a forward pass, and in which order: Entry, Batch, BatchQueue, pad; pure.
+"""Which sequences share a forward pass, and in which order: Entry, BatchQueue; pure.
 
 The rule. A request's key is the work done when it came plus PATIENCE times the work it asks for:
 who asks for little passes who asks for much, until PATIENCE times the work of the larger request

@@ -11,7 +11,7 @@ from embedserve.errors import ClientLeftError, RequestError
 T = TypeVar("T")
 
 
-class Presence:
+class Cancellation:
     """Whether somebody still waits for an answer: the client, within its deadline.
 
     Owned by the event loop; `end` must be called.
@@ -28,7 +28,7 @@ class Presence:
         if self._gone.done():
             raise ClientLeftError
         if self._loop.time() > self._deadline:
-            raise late()
+            raise deadline_exceeded()
 
     async def wait(self, work: asyncio.Future[T]) -> T:
         """Wait for something that runs elsewhere; what has not begun when nobody waits never will.
@@ -43,7 +43,7 @@ class Presence:
         finally:
             is_done = work.done() or not work.cancel()
         if not is_done:
-            raise ClientLeftError if self._gone.done() else late()
+            raise ClientLeftError if self._gone.done() else deadline_exceeded()
         result = work.result()
         self.check()
         return result
@@ -52,14 +52,14 @@ class Presence:
         """Seconds until the deadline; 504 when none are left."""
         seconds = self._deadline - self._loop.time()
         if seconds <= 0:
-            raise late()
+            raise deadline_exceeded()
         return seconds
 
     def watch(self, fail: Callable[[Exception], None]) -> None:
         """Call `fail` once when the client leaves or the deadline passes."""
         self.check()
         self._gone.add_done_callback(lambda _: fail(ClientLeftError()))
-        self._timer = self._loop.call_at(self._deadline, lambda: fail(late()))
+        self._timer = self._loop.call_at(self._deadline, lambda: fail(deadline_exceeded()))
 
     def end(self) -> None:
         """Watch no longer."""
@@ -68,6 +68,6 @@ class Presence:
             self._timer.cancel()
 
 
-def late() -> RequestError:
+def deadline_exceeded() -> RequestError:
     """504."""
     return RequestError("deadline_exceeded", "the request's deadline passed before its answer")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from embedserve.arrays import finishing
 from embedserve.arrays.types import Floats
-from embedserve.engine.cancellation import Presence
+from embedserve.engine.cancellation import Cancellation
 from embedserve.engine.jobs import Job
-from embedserve.engine.scheduler import Worker
+from embedserve.engine.scheduler import Scheduler
 from embedserve.errors import RequestError
 from embedserve.model.model import Model
 from embedserve.model.request import EmbeddingsRequest, components, prompt
@@ -52,22 +52,22 @@ class Embedded:
 async def embed(
     model: Model,
     request: EmbeddingsRequest,
-    worker: Worker,
+    scheduler: Scheduler,
     max_tokens: int,
-    presence: Presence,
+    cancellation: Cancellation,
     hold: Callable[[int], None],
 ) -> Embedded:
     """Tokenize, queue, wait for the rows, cut to `dimensions`; RequestError when refused.
 
-    When nobody waits any more, as `presence` says, what is left of it is never computed.
+    When nobody waits any more, as `cancellation` says, what is left of it is never computed.
     `hold` is told of the bytes that tokenizing keeps.
     """
     start = time.perf_counter()
     dimension = components(model.manifest, request.dimensions)
-    encoded = await _encode(model, request, worker, max_tokens, presence, hold, start)
+    encoded = await _encode(model, request, scheduler, max_tokens, cancellation, hold, start)
     tokenized = time.perf_counter()
-    job = worker.submit(model.engine, encoded.sequences, presence.left())
-    rows = await _rows(job, worker, presence)
+    job = scheduler.submit(model.encoder, encoded.sequences, cancellation.left())
+    rows = await _rows(job, scheduler, cancellation)
     if dimension != model.manifest.dimension:
         rows = finishing.truncate(rows, dimension)
     assert job.started is not None
@@ -87,9 +87,9 @@ async def embed(
 async def show_tokens(
     model: Model,
     request: EmbeddingsRequest,
-    worker: Worker,
+    scheduler: Scheduler,
     max_tokens: int,
-    presence: Presence,
+    cancellation: Cancellation,
     hold: Callable[[int], None],
     render: Render,
 ) -> list[bytes]:
@@ -99,7 +99,9 @@ async def show_tokens(
     before = _prompt(model, request)
     steps = _token_steps(model, request, before, max_tokens, render)
     task = Task(model.name, cost(request.texts, before), steps)
-    return await presence.wait(worker.encode(task, presence.left(), hold, then_runs=False))
+    return await cancellation.wait(
+        scheduler.encode(task, cancellation.left(), hold, then_runs=False)
+    )
 
 
 def _token_steps(
@@ -121,13 +123,13 @@ def _token_steps(
 async def _encode(
     model: Model,
     request: EmbeddingsRequest,
-    worker: Worker,
+    scheduler: Scheduler,
     max_tokens: int,
-    presence: Presence,
+    cancellation: Cancellation,
     hold: Callable[[int], None],
     start: float,
 ) -> Encoded:
-    """Tokenize, a few characters here and more in the worker's slices. `start`: the time."""
+    """Tokenize, a few characters here and more in the scheduler's slices. `start`: the time."""
     if request.texts is None:
         _check_token_ids_accepted(model)
         ids = request.token_ids or []
@@ -135,14 +137,14 @@ async def _encode(
     else:
         texts, before = request.texts, _prompt(model, request)
         units = cost(texts, before)
-        if units <= FEW_CHARACTERS and worker.on_loop.is_left(start):
+        if units <= FEW_CHARACTERS and scheduler.on_loop.is_left(start):
             encoded = model.tokenizer.encode(texts, before, request.truncate)
-            worker.on_loop.spend(time.perf_counter() - start)
+            scheduler.on_loop.spend(time.perf_counter() - start)
             check_tokens(encoded.tokens, max_tokens)
             return encoded
         steps = model.tokenizer.encoding(texts, before, request.truncate, max_tokens)
         task = Task(model.name, units, steps)
-    return await presence.wait(worker.encode(task, presence.left(), hold))
+    return await cancellation.wait(scheduler.encode(task, cancellation.left(), hold))
 
 
 def _prompt(model: Model, request: EmbeddingsRequest) -> str:
@@ -159,11 +161,11 @@ def _check_token_ids_accepted(model: Model) -> None:
         )
 
 
-async def _rows(job: Job, worker: Worker, presence: Presence) -> Floats:
+async def _rows(job: Job, scheduler: Scheduler, cancellation: Cancellation) -> Floats:
     """Wait for the rows, for as long as somebody waits for the answer."""
     try:
-        presence.watch(functools.partial(worker.fail, job))
+        cancellation.watch(functools.partial(scheduler.fail, job))
         return await job.future
     finally:
         if not job.future.done():
-            worker.cancel(job)
+            scheduler.cancel(job)

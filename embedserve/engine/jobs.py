@@ -44,7 +44,7 @@ class Job:
             self.future.set_exception(error)
 
 
-class Flight:
+class InFlight:
     """The sequences that wait or run, by what determines their vectors. Owned by the event loop."""
 
     def __init__(self) -> None:

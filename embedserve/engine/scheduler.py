@@ -1,4 +1,4 @@
-"""The only bridge between asyncio and threads: Worker."""
+"""The only bridge between asyncio and threads: Scheduler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedserve.engine.admission import Admission, Ahead, Pace
 from embedserve.engine.allowance import Allowance
 from embedserve.engine.batch_queue import BatchQueue, Entry
 from embedserve.engine.cache import Key, VectorCache
-from embedserve.engine.jobs import Flight, Job, is_wanted
+from embedserve.engine.jobs import InFlight, Job, is_wanted
 from embedserve.engine.lanes import RENDERER, TOKENIZER, Lanes
 from embedserve.engine.offload import SLICE_SECONDS, Slicer
 from embedserve.errors import DeviceLostError, RequestError
@@ -43,7 +43,7 @@ T = TypeVar("T")
 class _Pass:
     """One forward pass in a lane."""
 
-    engine: Encoder
+    encoder: Encoder
     entries: list[Entry]
     is_long: bool
     alone: bool
@@ -60,7 +60,7 @@ class _Done:
     seconds: float
 
 
-class Worker:
+class Scheduler:
     """Passes over lanes (inference threads), `tokenizers` threads and one for big answers.
 
     Owned by the event loop; not thread-safe. Threads receive arrays and return arrays.
@@ -68,7 +68,7 @@ class Worker:
 
     def __init__(
         self,
-        engines: Mapping[str, Encoder],
+        encoders: Mapping[str, Encoder],
         lanes: int,
         tokens_per_pass: int,
         max_wait: float,
@@ -79,12 +79,12 @@ class Worker:
     ) -> None:
         self.queue = BatchQueue(tokens_per_pass)
         self.on_loop = Allowance()  # for tokenizing a few characters without a thread
-        self._engines = {engine.shape: engine for engine in engines.values()}
+        self._encoders = {encoder.shape: encoder for encoder in encoders.values()}
         self._count = lanes
-        self._metrics = {e.shape: metrics.of(e.name) for e in engines.values()}
+        self._metrics = {e.shape: metrics.of(e.name) for e in encoders.values()}
         self._clock = clock
-        self._admission = Admission({e.shape: e.rate for e in engines.values()}, lanes, max_wait)
-        self._flight = Flight()
+        self._admission = Admission({e.shape: e.rate for e in encoders.values()}, lanes, max_wait)
+        self._in_flight = InFlight()
         self._cache = cache
         self._running: set[_Pass] = set()
         self._closed = False
@@ -141,27 +141,27 @@ class Worker:
         if not self._admission.accepts(wait):
             self._admission.check(wait)
 
-    def submit(self, engine: Encoder, sequences: list[Ints], most: float = float("inf")) -> Job:
+    def submit(self, encoder: Encoder, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.
 
         Each sequence (t_i,) int64 has one token or more, or none where the engine is a bag.
         `most`: the seconds it gives itself.
         """
         self._check_open()
-        if not engine.is_bag and any(len(ids) == 0 for ids in sequences):
+        if not encoder.is_bag and any(len(ids) == 0 for ids in sequences):
             raise RequestError("empty_input", "a text without tokens cannot be embedded", "input")
         now = self._clock()
-        rows = np.empty((len(sequences), engine.dimension), np.float32)
+        rows = np.empty((len(sequences), encoder.dimension), np.float32)
         job = Job(rows, asyncio.get_running_loop().create_future(), now, len(sequences))
-        keyed = [(i, (engine.fingerprint, ids.tobytes()), ids) for i, ids in enumerate(sequences)]
-        left = self._fill_from_cache(engine, job, keyed) if self._cache is not None else keyed
-        new = {key: len(ids) for _, key, ids in left if key not in self._flight}
-        cost = sum(map(engine.shape.cost, new.values()))
+        keyed = [(i, (encoder.fingerprint, ids.tobytes()), ids) for i, ids in enumerate(sequences)]
+        left = self._fill_from_cache(encoder, job, keyed) if self._cache is not None else keyed
+        new = {key: len(ids) for _, key, ids in left if key not in self._in_flight}
+        cost = sum(map(encoder.shape.cost, new.values()))
         if cost:
             before = self.queue.cost_before(cost)
             job.ahead = Ahead(self.queue.done, sum(before.values()), cost)
             self._admission.check(self._admission.wait_behind(job.ahead, before), most)
-        self._flight.join(job, engine.shape, left)
+        self._in_flight.join(job, encoder.shape, left)
         waiting = [entry for entry in job.entries if entry.waiting or entry.key in new]
         if len(waiting) < len(job.entries):  # some of it runs already, for others
             job.started = now
@@ -185,7 +185,7 @@ class Worker:
 
         A model counts once its rate is known.
         """
-        passes = self._admission.wait({shape: self.queue.cost(shape) for shape in self._engines})
+        passes = self._admission.wait({shape: self.queue.cost(shape) for shape in self._encoders})
         return self._tokenizer.wait() + passes
 
     def longest_stop(self) -> float:
@@ -211,7 +211,7 @@ class Worker:
             raise _draining()
 
     def _fill_from_cache(
-        self, engine: Encoder, job: Job, keyed: list[tuple[int, Key, Ints]]
+        self, encoder: Encoder, job: Job, keyed: list[tuple[int, Key, Ints]]
     ) -> list[tuple[int, Key, Ints]]:
         """Put rows of the cache in their places; return what must be computed."""
         assert self._cache is not None
@@ -224,8 +224,8 @@ class Worker:
                 job.fill(row, known, job.submitted)
         if len(left) < len(keyed):
             job.started = job.submitted
-        self._metrics[engine.shape].cache_hits.inc(len(keyed) - len(left))
-        self._metrics[engine.shape].cache_misses.inc(len(left))
+        self._metrics[encoder.shape].cache_hits.inc(len(keyed) - len(left))
+        self._metrics[encoder.shape].cache_misses.inc(len(left))
         return left
 
     def _forget_unwanted(self, entries: Iterable[Entry]) -> None:
@@ -233,12 +233,12 @@ class Worker:
         unwanted = [entry for entry in entries if not is_wanted(entry)]
         for entry in unwanted:
             if entry.waiting:
-                self._flight.land(entry)
+                self._in_flight.land(entry)
         self.queue.discard(unwanted)
         for work in self._running if unwanted else ():
             if not any(map(is_wanted, work.entries)):
                 for entry in work.entries:  # who asks from now on has it computed anew
-                    self._flight.land(entry)
+                    self._in_flight.land(entry)
                 work.stop.ask()
 
     def _pump(self) -> None:
@@ -263,26 +263,26 @@ class Worker:
             half = self._again.popleft()
             for entry in half:
                 if not is_wanted(entry):
-                    self._flight.land(entry)
+                    self._in_flight.land(entry)
             if entries := [entry for entry in half if is_wanted(entry)]:
                 return entries
         return []
 
     def _start(self, entries: list[Entry]) -> None:
         now = self._clock()
-        engine = self._engines[entries[0].shape]
+        encoder = self._encoders[entries[0].shape]
         for entry in entries:
             for job, _ in entry.readers:
                 job.reached = self.queue.done
                 if job.started is None:
                     job.started = now
-                    self._metrics[engine.shape].queue_wait.observe(now - job.submitted)
+                    self._metrics[encoder.shape].queue_wait.observe(now - job.submitted)
         is_long = self.queue.is_long(entries[0])
         # A lone text uses every core, also where the rest must wait because it is long: of two
         # lanes the one that is kept for short passes would idle. Several are shared out.
         is_lone = len(entries) == 1 and not self._running
         alone = is_lone and not self.queue.has_next(self._allows_long(is_long))
-        work = _Pass(engine, entries, is_long, alone, now)
+        work = _Pass(encoder, entries, is_long, alone, now)
         self._running.add(work)
         self._lanes.start(work)
 
@@ -291,7 +291,7 @@ class Worker:
         start = self._clock()
         try:
             sequences = [entry.ids for entry in work.entries]
-            rows = work.engine.run(sequences, work.alone, work.stop)
+            rows = work.encoder.run(sequences, work.alone, work.stop)
             padded = len(sequences) * max(1, *map(len, sequences))
             return _Done(rows, padded, self._clock() - start)
         except Exception as error:  # whatever a pass raises must reach its requests
@@ -315,13 +315,13 @@ class Worker:
 
     def _failed(self, work: _Pass, error: Exception) -> None:
         """Find the offender by halves: it fails alone, its neighbours run again."""
-        self._metrics[work.engine.shape].failed_passes.inc()
+        self._metrics[work.encoder.shape].failed_passes.inc()
         entries = work.entries
         if len(entries) > 1 and not self._closed:
             middle = len(entries) // 2
             self._again.extend([entries[:middle], entries[middle:]])
             return
-        log.error("model %s: a pass of one text failed: %r", work.engine.name, error)
+        log.error("model %s: a pass of one text failed: %r", work.encoder.name, error)
         if isinstance(error, DeviceLostError):
             self.lost = str(error)
         for entry in entries:
@@ -330,18 +330,18 @@ class Worker:
             )
 
     def _fail_readers(self, entry: Entry, error: Callable[[int], RequestError]) -> None:
-        self._flight.land(entry)
+        self._in_flight.land(entry)
         for job, row in entry.readers:
             self.fail(job, error(row))
 
     def _deliver(self, entries: list[Entry], rows: Floats) -> None:
-        usable = self._engines[entries[0].shape].usable(rows)
+        usable = self._encoders[entries[0].shape].usable(rows)
         now = self._clock()
         for entry, row, is_usable in zip(entries, rows, usable, strict=True):
             if not is_usable:
                 self._fail_readers(entry, _non_finite)
                 continue
-            self._flight.land(entry)
+            self._in_flight.land(entry)
             if self._cache is not None:
                 self._cache.put(entry.key, row)
             for job, place in entry.readers:
@@ -350,7 +350,7 @@ class Worker:
                     self._admission.learn(job.ahead, job.reached)
 
     def _measure(self, work: _Pass, done: _Done) -> None:
-        metrics = self._metrics[work.engine.shape]
+        metrics = self._metrics[work.encoder.shape]
         tokens = sum(len(entry.ids) for entry in work.entries)
         metrics.inference_duration.observe(done.seconds)
         metrics.batch_size.observe(len(work.entries))
@@ -363,7 +363,7 @@ class Worker:
         # every core takes the time of all lanes; a short one hardly gains from more than its own.
         seconds = self._clock() - work.began
         lanes = self._count if work.alone and work.is_long else 1
-        self._admission.measure(work.engine.shape, cost, seconds * lanes)
+        self._admission.measure(work.encoder.shape, cost, seconds * lanes)
 
 
 def _one_step(function: Callable[[], None]) -> Steps[None]:

@@ -1,8 +1,8 @@
 """In which order work that is done in slices goes on: Turns; pure.
 
-The rule is that of passes (batch_queue.py): the key of a request's work is the work done when it came
-plus PATIENCE times its own. The smallest key has the next slice, so small work passes large work
-until PATIENCE times the larger one has gone by; from then on nothing newer passes it.
+The rule is that of passes (batch_queue.py): the key of a request's work is the work done when it
+came plus PATIENCE times its own. The smallest key has the next slice, so small work passes large
+work until PATIENCE times the larger one has gone by; from then on nothing newer passes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads what a client sends: the body within its limits, the deadline it asks for."""
+"""Reads a body within its limits, counted as it comes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope
 from embedserve.config.settings import Settings
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.http.json_structure import FIELDS, MOST_OBJECTS, VALUE_BYTES, Structure
-from embedserve.http.memory_budget import BODY_COPIES, PROGRESS_BYTES, PROGRESS_SECONDS, Share
+from embedserve.http.memory_budget import BODY_COPIES, PROGRESS_BYTES, PROGRESS_SECONDS, Reservation
 
 Headers = Mapping[bytes, bytes]
 
@@ -31,7 +31,11 @@ def headers(scope: Scope) -> Headers:
 
 
 async def read(
-    receive: Receive, found: Headers, settings: Settings, share: Share, takes_ids: bool = True
+    receive: Receive,
+    found: Headers,
+    settings: Settings,
+    reservation: Reservation,
+    takes_ids: bool = True,
 ) -> bytes | bytearray:
     """Return the whole body of a JSON request: 400, 408, 413, 415 or 429 past the limits.
 
@@ -48,8 +52,8 @@ async def read(
     try:
         first, more = await _piece(receive)
         if more or len(first) > SMALL:
-            arrival = share.arrives(lambda: task.cancel(_STALLED))
-            incoming = _Incoming(settings, share, takes_ids)
+            arrival = reservation.arrives(lambda: task.cancel(_STALLED))
+            incoming = _Incoming(settings, reservation, takes_ids)
             incoming.add(first)
             while more:
                 piece, more = await _piece(receive)
@@ -58,7 +62,7 @@ async def read(
             return incoming.body
         if len(first) > settings.max_body_bytes:
             raise _too_large(settings.max_body_bytes)
-        share.add((BODY_COPIES + 1) * len(first))
+        reservation.add((BODY_COPIES + 1) * len(first))
         return first
     except asyncio.CancelledError as cancelled:
         if cancelled.args not in ((_LATE,), (_STALLED,)):
@@ -67,7 +71,7 @@ async def read(
         raise _late(settings, is_stalled=cancelled.args == (_STALLED,)) from None
     finally:
         timer.cancel()
-        share.has_arrived()
+        reservation.has_arrived()
 
 
 def _check_headers(found: Headers, limit: int) -> None:
@@ -106,11 +110,11 @@ async def _piece(receive: Receive) -> tuple[bytes, bool]:
 class _Incoming:
     """A body of several pieces, or a large one: held to its limits with each piece."""
 
-    def __init__(self, settings: Settings, share: Share, takes_ids: bool) -> None:
+    def __init__(self, settings: Settings, reservation: Reservation, takes_ids: bool) -> None:
         self.body = bytearray()
         self._structure = Structure()
         self._settings = settings
-        self._share = share
+        self._reservation = reservation
         self._most_values = most_values(settings, takes_ids=takes_ids)
 
     def add(self, piece: bytes) -> None:
@@ -124,7 +128,7 @@ class _Incoming:
             if size > SMALL:
                 self._check(structure)
         copies = BODY_COPIES + structure.width
-        self._share.hold(copies * size + VALUE_BYTES * structure.values)
+        self._reservation.hold(copies * size + VALUE_BYTES * structure.values)
         self.body += piece
 
     def _check(self, structure: Structure) -> None:

@@ -24,7 +24,7 @@ PROGRESS_BYTES = 65_536
 PROGRESS_SECONDS = 1.0
 
 
-class Pending:
+class MemoryBudget:
     """How many bytes all requests hold, at most `limit`. Owned by the event loop.
 
     The last eighth is for small requests. A large one is taken whatever it holds while the others
@@ -48,10 +48,10 @@ class Pending:
         self._peak = 0
         self._arrivals: set[Arrival] = set()
 
-    def make_room(self, share: Share, count: int) -> None:
+    def make_room(self, reservation: Reservation, count: int) -> None:
         """429 when `share` cannot come to hold `count`, though stalled bodies are given up."""
-        while not self._fits(share, count):
-            stalled = largest_stalled(self._arrivals - {share.arrival}, self.clock())
+        while not self._fits(reservation, count):
+            stalled = largest_stalled(self._arrivals - {reservation.arrival}, self.clock())
             if stalled is None:
                 raise RequestError(
                     "queue_full",
@@ -60,7 +60,7 @@ class Pending:
                     headers={"Retry-After": "1", "retry-after-ms": "1000", "Connection": "close"},
                 )
             self._arrivals.discard(stalled)
-            stalled.share.release()
+            stalled.reservation.release()
             stalled.give_up()
 
     def change(self, before: int, after: int) -> None:
@@ -83,23 +83,23 @@ class Pending:
         """It is whole, or nobody waits for the rest."""
         self._arrivals.discard(arrival)
 
-    def _fits(self, share: Share, count: int) -> bool:
-        others = self.bytes - share.bytes
+    def _fits(self, reservation: Reservation, count: int) -> bool:
+        others = self.bytes - reservation.bytes
         if others + count <= self._limit - self._reserved:
             return True
         if count > self._small_bytes:
             return others <= self._reserved
-        small = self._small - (share.bytes if share.bytes <= self._small_bytes else 0)
+        small = self._small - (reservation.bytes if reservation.bytes <= self._small_bytes else 0)
         return others + count <= self._limit or small + count <= self._reserved
 
 
-class Share:
+class Reservation:
     """What one request holds; given back when its answer is sent. Owned by the event loop."""
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self.bytes = 0
         self.arrival: Arrival | None = None
-        self._pending = pending
+        self._budget = budget
 
     def add(self, count: int) -> None:
         """Hold `count` more; RequestError when they do not fit."""
@@ -108,25 +108,25 @@ class Share:
     def hold(self, count: int) -> None:
         """Hold `count` in all, which may be less than before; RequestError when they do not fit."""
         if count > self.bytes:
-            self._pending.make_room(self, count)
-        self._pending.change(self.bytes, count)
+            self._budget.make_room(self, count)
+        self._budget.change(self.bytes, count)
         self.bytes = count
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self._pending.change(self.bytes, 0)
+        self._budget.change(self.bytes, 0)
         self.bytes = 0
 
     def arrives(self, give_up: Callable[[], object]) -> Arrival:
         """The request's body begins to arrive; `give_up` ends that."""
-        self.arrival = Arrival(self, give_up, self._pending.clock)
-        self._pending.arrives(self.arrival)
+        self.arrival = Arrival(self, give_up, self._budget.clock)
+        self._budget.arrives(self.arrival)
         return self.arrival
 
     def has_arrived(self) -> None:
         """The body is whole, or nobody waits for the rest."""
         if self.arrival is not None:
-            self._pending.has_arrived(self.arrival)
+            self._budget.has_arrived(self.arrival)
             self.arrival = None
 
 
@@ -134,9 +134,9 @@ class Arrival:
     """A body on its way. Owned by the event loop."""
 
     def __init__(
-        self, share: Share, give_up: Callable[[], object], clock: Callable[[], float]
+        self, reservation: Reservation, give_up: Callable[[], object], clock: Callable[[], float]
     ) -> None:
-        self.share = share
+        self.reservation = reservation
         self.give_up = give_up
         self._clock = clock
         self._progressed = clock()
@@ -159,7 +159,7 @@ class Arrival:
 def largest_stalled(arrivals: Iterable[Arrival], now: float) -> Arrival | None:
     """Return what is given up first: of the bodies that make no progress the largest."""
     stalled = (arrival for arrival in arrivals if arrival.is_stalled(now))
-    return max(stalled, key=lambda arrival: arrival.share.bytes, default=None)
+    return max(stalled, key=lambda arrival: arrival.reservation.bytes, default=None)
 
 
 def answer_bytes(dimension: int) -> int:

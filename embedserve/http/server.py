@@ -1,4 +1,4 @@
-"""The uvicorn server of this service: its settings, and the socket it listens on."""
+"""The uvicorn server of this service: its settings, its signals, its drain."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def load_model(
     loaded = time.perf_counter()
     golden = artifact.read_golden(directory)
     difference, rate = check_golden(model, golden, directory)
-    model.engine = replace(model.engine, rate=rate)
+    model.encoder = replace(model.encoder, rate=rate)
     log.info(
         "model %s: loaded in %.2f s, golden vectors within %.1e in %.2f s, fingerprint %.12s",
         spec.name,
@@ -103,12 +103,12 @@ def _compared(model: Model, golden: Golden, directory: Path) -> tuple[float, flo
                 f"{directory / artifact.GOLDEN}: this tokenizer gives other token ids than "
                 f"sentence-transformers for text {i}; export again with this version of tokenizers"
             )
-    engine = model.engine
+    encoder = model.encoder
     start = time.perf_counter()
-    rows = [engine.run([row])[0] for row in ids]
-    rate = sum(engine.shape.cost(len(row)) for row in ids) / (time.perf_counter() - start)
+    rows = [encoder.run([row])[0] for row in ids]
+    rate = sum(encoder.shape.cost(len(row)) for row in ids) / (time.perf_counter() - start)
     # The session for lone texts computes the same bits: once proves it, and warms it up.
-    rows.append(engine.run(ids[:1], alone=True)[0])
+    rows.append(encoder.run(ids[:1], alone=True)[0])
     vectors = np.concatenate([golden.vectors, golden.vectors[:1]])
     difference = float(np.abs(np.stack(rows) - vectors).max())
     tolerance = artifact.TOLERANCES[model.manifest.precision]

@@ -25,7 +25,7 @@ class Model:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.provider = backend.provider
-        self.engine = Encoder(
+        self.encoder = Encoder(
             name=spec.name,
             fingerprint=manifest.fingerprint,
             backend=backend,

@@ -1,4 +1,4 @@
-"""OnnxBackend: Batch -> (b, dim) float32; session options; the PROVIDERS table."""
+"""One onnxruntime session of a model: Batch -> (b, dim) float32; its options: OnnxBackend."""
 
 from __future__ import annotations
 
@@ -304,6 +304,6 @@ def options(threads: int) -> onnxruntime.SessionOptions:
     # mixed texts on two lanes run at 1.03 of the rate, and a long text's memory goes back.
     made.enable_cpu_mem_arena = False
     made.enable_mem_pattern = False
-    # What a run raises is caught and logged once, by the worker.
+    # What a run raises is caught and logged once, by the scheduler.
     made.log_severity_level = 4
     return made

@@ -1,4 +1,4 @@
-"""The execution providers, and what of lanes, tokens a pass and threads is in force."""
+"""The execution providers; lanes, tokens a pass and tokenizing threads that are in force."""
 
 from __future__ import annotations
 

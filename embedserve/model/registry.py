@@ -35,9 +35,9 @@ class ModelRegistry:
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def engines(self) -> dict[str, Encoder]:
-        """Name -> engine, for the Worker."""
-        return {model.name: model.engine for model in self}
+    def encoders(self) -> dict[str, Encoder]:
+        """Name -> engine, for the Scheduler."""
+        return {model.name: model.encoder for model in self}
 
     def names(self) -> list[str]:
         """Names of models, then of aliases."""

@@ -1,4 +1,4 @@
-"""Asks a pass that runs to end: Stop."""
+"""Asks a pass that runs to end: Stop. The loop asks, the lane's thread binds."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """All peers side by side: python -m tests.bench [--quick | --short | --render]
 
-Prints the tables that README shows. The whole run, and a --short one of a single round, also write
-results.json beside this file, the chart and README's section. --quick is one short round of
-embedserve and raw onnxruntime, and writes nothing. --render writes anew what results.json has.
+Prints the tables that docs/benchmarks.md shows. The whole run, and a --short one of a single
+round, also write results.json beside this file, the chart and the page. --quick is one short round
+of embedserve and raw onnxruntime, and writes nothing. --render writes anew what results.json has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.bench.rounds import Plan, Rounds
 
 RESULTS = Path(__file__).with_name("results.json")
 CHART = peers.ROOT / "docs" / "bench.svg"
-README = peers.ROOT / "README.md"
+PAGE = peers.ROOT / "docs" / "benchmarks.md"
 
 PLANS = {
     "make bench": Plan(rounds=5, starts=3, seconds=6, choosing=0.6),
@@ -65,11 +65,11 @@ def run(command: str, quick: bool) -> dict[str, Any]:
 
 
 def write(found: Mapping[str, Any]) -> None:
-    """results.json, the chart, README's section."""
+    """results.json, the chart, the page's section."""
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     CHART.parent.mkdir(exist_ok=True)
     CHART.write_text(chart.svg(found), encoding="utf-8")
-    README.write_text(report.into(README.read_text("utf-8"), found), encoding="utf-8")
+    PAGE.write_text(report.into(PAGE.read_text("utf-8"), found), encoding="utf-8")
 
 
 def main() -> None:

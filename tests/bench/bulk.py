@@ -33,7 +33,7 @@ from embedserve.bulk.inputs import open_input
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import OUTPUTS
 from embedserve.bulk.parts import Parts
-from embedserve.bulk.pipeline import Embedded
+from embedserve.bulk.pipeline import EmbeddedChunk
 from tests.bench import corpus, machine, peers
 from tests.bench.figures import ratio
 from tests.bench.process import Running
@@ -154,7 +154,7 @@ def feeding(source: Path) -> None:
     for suffix in (".npy", ".jsonl", ".parquet"):
         maker = Maker(OUTPUTS[suffix]("embedding", DIMENSION, kind), kind, "null")
         made = [
-            Embedded(draw.standard_normal((chunk.cut.rows, DIMENSION)).astype(kind), {}, 0, 0)
+            EmbeddedChunk(draw.standard_normal((chunk.cut.rows, DIMENSION)).astype(kind), {}, 0, 0)
             for chunk in chunks
         ]
         with tempfile.TemporaryDirectory(dir=source.parent) as place:

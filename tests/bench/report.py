@@ -1,4 +1,4 @@
-"""Results as JSON, and the table of bars as Markdown: the one that README shows."""
+"""Results as JSON, and the table of bars as Markdown: the one that docs/benchmarks.md shows."""
 
 from __future__ import annotations
 

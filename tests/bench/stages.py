@@ -61,7 +61,7 @@ def measure(asked: list[str]) -> Profile:
     directory = ROOT / "artifacts" / MODEL
     model, _ = load_model(ModelSpec(MODEL), directory, "cpu")
     session = onnxruntime.InferenceSession(directory / artifact.GRAPH, options(threads=1))
-    manifest, shape = model.manifest, model.engine.shape
+    manifest, shape = model.manifest, model.encoder.shape
     content = json.dumps({"model": MODEL, "input": asked}).encode()
     profile = Profile()
     for _ in range(ROUNDS):

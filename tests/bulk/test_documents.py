@@ -54,18 +54,6 @@ def test_ways_of_shipping() -> None:
     assert embed.COMMAND.options["--artifacts-by"]["default"] == named[0]
 
 
-def test_modules() -> None:
-    """Each module has its line, and imports only what stands above it."""
-    order = re.findall(r"^  (\w+)\.py ", TEXT, re.MULTILINE)
-    assert set(order) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    for place, module in enumerate(order):
-        source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-        imported = set(re.findall(r"from embedserve\.bulk\.(\w+) import", source))
-        for group in re.findall(r"from embedserve\.bulk import ([\w, ]+)", source):
-            imported |= {name.strip() for name in group.split(",")}
-        assert imported <= set(order[:place]), module
-
-
 def test_tests() -> None:
     """Each file of tests is named, and is there."""
     named = set(re.findall(r"`(tests/\w+/test_\w+\.py)`", TEXT))

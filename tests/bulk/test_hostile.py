@@ -22,7 +22,7 @@ from embedserve.bulk import arrow, outputs
 from embedserve.bulk.chunks import Chunk, Cut
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.parts import Parts
-from embedserve.bulk.pipeline import Embedded
+from embedserve.bulk.pipeline import EmbeddedChunk
 from embedserve.errors import Exit, StartupError
 from tests.bulk.files import chunks, embed, problems, reader
 from tests.bulk.test_command import flags
@@ -102,7 +102,7 @@ def made(tmp_path: Path, found: Sequence[Chunk], suffix: str, on_error: str) -> 
     for chunk in found:
         vectors = np.zeros((len(chunk.texts), DIMENSION), np.float32)
         vectors[[text is None for text in chunk.texts]] = np.nan
-        parts.put(maker.part(chunk, Embedded(vectors, {}, 0, 0)))
+        parts.put(maker.part(chunk, EmbeddedChunk(vectors, {}, 0, 0)))
     path = tmp_path / f"out{suffix}"
     with path.open("wb") as file:
         output.join(parts, {}, file)

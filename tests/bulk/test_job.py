@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve.bulk.chunks import BadRow, Cut
-from embedserve.bulk.job import Job, Plan, Totals, identify
+from embedserve.bulk.job import BulkJob, Plan, Totals, identify
 from embedserve.bulk.outputs import JsonLines
 from embedserve.bulk.parts import Part, Parts
 from embedserve.errors import Exit, StartupError
@@ -86,7 +86,7 @@ def test_half_written(tmp_path: Path) -> None:
 
 def test_finish(target: Path) -> None:
     """The parts are joined and gone; what is beside the output says what it is."""
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     assert job.finished() is None
     bad = BadRow(7, "invalid_json", "é")
     with job.open(overwrite=False):
@@ -98,39 +98,42 @@ def test_finish(target: Path) -> None:
     assert json.loads(job.errors.read_text()) == bad._asdict()
     names = {path.name for path in target.parent.iterdir()}
     assert names == {"out.jsonl", "out.jsonl.job.json", "out.jsonl.errors.jsonl"}
-    assert Job(target, PLAN).finished() == totals
-    assert Job(target, replace(PLAN, fingerprint="g")).finished() is None
+    assert BulkJob(target, PLAN).finished() == totals
+    assert BulkJob(target, replace(PLAN, fingerprint="g")).finished() is None
 
 
 def test_finished_but_not_tidied(target: Path) -> None:
     """Killed while the parts were removed, the next run removes the rest."""
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     with job.open(overwrite=False):
         job.parts.put(part(0))
         job.finish({}, OUTPUT)
     job.directory.mkdir()
     (job.directory / "00000000.part").touch()
-    assert Job(target, PLAN).finished() is not None
+    assert BulkJob(target, PLAN).finished() is not None
     assert not job.directory.exists()
 
 
 def test_altered_output(target: Path) -> None:
     """An output that somebody cut short is not taken for the finished one."""
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     with job.open(overwrite=False):
         job.parts.put(part(0))
         job.finish({}, OUTPUT)
     target.write_bytes(b"")
-    assert Job(target, PLAN).finished() is None
+    assert BulkJob(target, PLAN).finished() is None
 
 
 def test_an_output_that_is_there(target: Path) -> None:
     """Nothing is replaced that nobody asked to replace."""
     target.write_bytes(b"precious")
-    with pytest.raises(StartupError, match="--overwrite") as refused, Job(target, PLAN).open(False):
+    with (
+        pytest.raises(StartupError, match="--overwrite") as refused,
+        BulkJob(target, PLAN).open(False),
+    ):
         pass
     assert refused.value.status == Exit.CANTCREAT
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     with job.open(overwrite=True):
         job.parts.put(part(0, b"new\n"))
         assert target.read_bytes() == b"precious"
@@ -141,10 +144,10 @@ def test_an_output_that_is_there(target: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in asdict(PLAN) if name != "on_error"])
 def test_another_job(target: Path, name: str) -> None:
     """Parts are never joined with those of another job; what differs is named."""
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     with job.open(overwrite=False):
         job.parts.put(part(0))
-    other = Job(target, replace(PLAN, **{name: "other"}))  # type: ignore[arg-type]
+    other = BulkJob(target, replace(PLAN, **{name: "other"}))  # type: ignore[arg-type]
     with (
         pytest.raises(StartupError, match=rf"begun with {name} was .*, is 'other'"),
         other.open(overwrite=False),
@@ -152,31 +155,31 @@ def test_another_job(target: Path, name: str) -> None:
         pass
     with other.open(overwrite=True):
         assert other.parts.cuts() == {}
-    with Job(target, replace(PLAN, **{name: "other"})).open(overwrite=True):  # type: ignore[arg-type]
+    with BulkJob(target, replace(PLAN, **{name: "other"})).open(overwrite=True):  # type: ignore[arg-type]
         pass
 
 
 def test_after_stop(target: Path) -> None:
     """A job that ended at a bad row goes on with another way to treat it, and none else."""
-    stopped = Job(target, replace(PLAN, on_error="stop"))
+    stopped = BulkJob(target, replace(PLAN, on_error="stop"))
     with stopped.open(overwrite=False):
         stopped.parts.put(part(0))
-    with Job(target, PLAN).open(overwrite=False):
+    with BulkJob(target, PLAN).open(overwrite=False):
         pass
     with (
         pytest.raises(StartupError, match="on_error was 'skip', is 'null'"),
-        Job(target, replace(PLAN, on_error="null")).open(overwrite=False),
+        BulkJob(target, replace(PLAN, on_error="null")).open(overwrite=False),
     ):
         pass
 
 
 def test_two_at_once(target: Path) -> None:
     """A second process does not work on the same parts."""
-    with Job(target, PLAN).open(overwrite=False):
+    with BulkJob(target, PLAN).open(overwrite=False):
         for overwrite in (False, True):
             with (
                 pytest.raises(StartupError, match="another process") as refused,
-                Job(target, PLAN).open(overwrite),
+                BulkJob(target, PLAN).open(overwrite),
             ):
                 pass
             assert refused.value.status == Exit.UNAVAILABLE
@@ -184,7 +187,7 @@ def test_two_at_once(target: Path) -> None:
 
 def test_lost_record(target: Path) -> None:
     """Parts of nobody knows what are not joined."""
-    job = Job(target, PLAN)
+    job = BulkJob(target, PLAN)
     with job.open(overwrite=False):
         job.parts.put(part(0))
     (job.directory / "job.json").write_text("{")

@@ -20,7 +20,7 @@ from embedserve.bulk.chunks import Selection
 from embedserve.bulk.maker import Maker
 from embedserve.bulk.outputs import OUTPUTS
 from embedserve.bulk.parts import Parts
-from embedserve.bulk.pipeline import Embedded
+from embedserve.bulk.pipeline import EmbeddedChunk
 from embedserve.errors import StartupError
 from tests.bulk.files import chunks, reader, write
 
@@ -61,7 +61,7 @@ def make(
         own = rows[start : start + len(chunk.texts)].copy()
         own[list(chunk.problems)] = np.nan
         start += len(chunk.texts)
-        parts.put(maker.part(chunk, Embedded(own, {}, 1, 0)))
+        parts.put(maker.part(chunk, EmbeddedChunk(own, {}, 1, 0)))
     file = io.BytesIO()
     maker.output.join(parts, FACTS, file)
     file.seek(0)

@@ -10,7 +10,7 @@ import pytest
 from embedserve.config import models_toml
 from embedserve.errors import Exit, StartupError
 from export import card, catalogue, table
-from export.catalogue import Entry
+from export.catalogue import CatalogueEntry
 
 GOOD = """\
 [models."a/b"]
@@ -70,7 +70,7 @@ def test_an_entry_says_what_it_says(path: Path) -> None:
     path.write_text(GOOD + 'prompts = { query = "q: " }\nmatryoshka = [4, 2]\n')
     entry = catalogue.read(path).entry("A/B")
     page = "https://huggingface.co/a/b"
-    expected = Entry("bert-cls-bge", page, True, {"query": "q: "}, matryoshka=(4, 2))
+    expected = CatalogueEntry("bert-cls-bge", page, True, {"query": "q: "}, matryoshka=(4, 2))
     assert entry == expected
 
 
@@ -79,7 +79,7 @@ def test_an_entry_says_what_it_says(path: Path) -> None:
 ENTRIES = catalogue.read().models
 
 
-def facts(entry: Entry) -> Mapping[str, object]:
+def facts(entry: CatalogueEntry) -> Mapping[str, object]:
     keys = ("prompts", "matryoshka", "finishing", "max_tokens")
     values = {key: getattr(entry, key) for key in keys}
     return {key: value for key, value in values.items() if value is not None}

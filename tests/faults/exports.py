@@ -22,7 +22,7 @@ NO_DISK = "no file system of its own: "
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BulkJob:
     """One run of `python -m export m` into `out`.
 
     With `disk` the run sees `out` copied to a file system of so many bytes.
@@ -76,7 +76,7 @@ class Run:
         return self.output.read_text(encoding="utf-8")
 
 
-def start(job: Job, decide: syscalls.Decide | None = None, output: Path | None = None) -> Run:
+def start(job: BulkJob, decide: syscalls.Decide | None = None, output: Path | None = None) -> Run:
     """Start a run; with `decide`, each file operation below its `out` is asked about first."""
     output = output or job.output
     if decide is None:
@@ -119,7 +119,7 @@ def _watch(run: Run, link: socket.socket, directory: Path, decide: syscalls.Deci
 # -- in the new process ------------------------------------------------------------------------
 
 
-def _export(job: Job, output: Path, link: socket.socket | None) -> None:
+def _export(job: BulkJob, output: Path, link: socket.socket | None) -> None:
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if link is not None:
@@ -132,13 +132,13 @@ def _export(job: Job, output: Path, link: socket.socket | None) -> None:
     sys.exit(_on_a_disk(job, job.disk))
 
 
-def _main(job: Job) -> int:
+def _main(job: BulkJob) -> int:
     from export import cli
 
     return cli.main(job.arguments)
 
 
-def _on_a_disk(job: Job, size: int) -> int:
+def _on_a_disk(job: BulkJob, size: int) -> int:
     """Export into a file system that ends with this process; what it holds is copied back."""
     before = job.out.rename(job.out.with_name("before"))
     job.out.mkdir()

@@ -19,7 +19,7 @@ import pytest
 from embedserve import artifact
 from embedserve.errors import Exit, StartupError
 from tests.faults import exports, syscalls
-from tests.faults.exports import Job, Run
+from tests.faults.exports import BulkJob, Run
 
 watched = pytest.mark.skipif(syscalls.missing() is not None, reason=str(syscalls.missing()))
 
@@ -33,20 +33,20 @@ FULL, FAILING = errno.ENOSPC, errno.EIO
 class Bench:
     """Two models to publish under one name, the first of them published, and how that is done."""
 
-    job: Job  # exports the second model into an `out` that is not there yet
+    job: BulkJob  # exports the second model into an `out` that is not there yet
     published: Path  # an `out` that has the first
     old: str  # fingerprints
     new: str
     operations: tuple[str, ...]  # of the second's export over the first
     seconds: float
 
-    def over_the_old(self, directory: Path) -> Job:
+    def over_the_old(self, directory: Path) -> BulkJob:
         """A job whose `out`, in the new `directory`, has the first model."""
         directory.mkdir()
         shutil.copytree(self.published, directory / "out")
         return replace(self.job, out=directory / "out")
 
-    def into_nothing(self, directory: Path) -> Job:
+    def into_nothing(self, directory: Path) -> BulkJob:
         """A job whose `out` is not there."""
         directory.mkdir()
         return replace(self.job, out=directory / "out")
@@ -60,7 +60,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     first = exports.checkpoint(root / "first", "modernbert")
     second = exports.checkpoint(root / "second", "mpnet")
     published = root / "out"
-    job = Job(first, published, root / "models.toml")
+    job = BulkJob(first, published, root / "models.toml")
     assert exports.start(job).finish() == 0
     trial = replace(job, source=second, out=root / "trial" / "out")
     shutil.copytree(published, trial.out)
@@ -81,7 +81,7 @@ def state(out: Path) -> str | None:
     return manifest.fingerprint
 
 
-def check(run: Run, job: Job, before: str | None, new: str, reason: str) -> None:
+def check(run: Run, job: BulkJob, before: str | None, new: str, reason: str) -> None:
     """Refuse what an operator must never see after a run that could not write."""
     status, after = run.finish(), state(job.out)
     assert after in (before, new), "neither the artifact from before nor the new one"
@@ -102,7 +102,7 @@ def error_line(run: Run) -> str:
     return lines[0]
 
 
-def recover(job: Job, new: str) -> None:
+def recover(job: BulkJob, new: str) -> None:
     """The next export, as usual, gives a complete artifact and leaves nothing else."""
     run = exports.start(replace(job, disk=None, force=False, new_interpreter=False))
     assert run.finish() == 0, run.said()
@@ -130,7 +130,7 @@ def one_of_each_kind(operations: Iterable[str]) -> list[int]:
     return [indexes[len(indexes) // 2] for indexes in places.values()]
 
 
-def fail(job: Job, point: Point) -> Run:
+def fail(job: BulkJob, point: Point) -> Run:
     """Start `job` with a disk that fails at `point`."""
     place, number, lasting = point
 
@@ -140,7 +140,7 @@ def fail(job: Job, point: Point) -> Run:
     return exports.start(job, decide)
 
 
-def survives(jobs: Iterable[tuple[Job, Point]], before: str | None, new: str) -> None:
+def survives(jobs: Iterable[tuple[BulkJob, Point]], before: str | None, new: str) -> None:
     """Run each job with its fault, then once more without; name all that go wrong.
 
     Once more only for what no run before it has left.
@@ -269,7 +269,7 @@ def test_file_systems_of_every_size(bench: Bench, tmp_path: Path) -> None:
 # -- SIGKILL -----------------------------------------------------------------------------------
 
 
-def held_at(job: Job, place: int) -> tuple[Run, threading.Event, threading.Event]:
+def held_at(job: BulkJob, place: int) -> tuple[Run, threading.Event, threading.Event]:
     """A run that stops at operation `place`: it says so by one event and goes on by the other."""
     reached, go = threading.Event(), threading.Event()
 
@@ -282,7 +282,7 @@ def held_at(job: Job, place: int) -> tuple[Run, threading.Event, threading.Event
     return exports.start(job, decide), reached, go
 
 
-def killed_at(job: Job, place: int) -> Run:
+def killed_at(job: BulkJob, place: int) -> Run:
     """A run that is killed when it asks for operation `place`."""
     run, reached, go = held_at(job, place)
     assert reached.wait(exports.SECONDS)
@@ -291,7 +291,7 @@ def killed_at(job: Job, place: int) -> Run:
     return run
 
 
-def killed_after(job: Job, seconds: float) -> Run:
+def killed_after(job: BulkJob, seconds: float) -> Run:
     """A run that is killed after so long, or ends before."""
     run = exports.start(job)
     run.process.join(seconds)
@@ -299,7 +299,7 @@ def killed_after(job: Job, seconds: float) -> Run:
     return run
 
 
-def survives_kills(runs: Iterable[tuple[Job, Run]], before: str | None, new: str) -> int:
+def survives_kills(runs: Iterable[tuple[BulkJob, Run]], before: str | None, new: str) -> int:
     """Check what each run left, and that the next export makes it good; return the kills."""
     kills = 0
     for job, run in runs:
@@ -346,7 +346,7 @@ def test_killed_at_the_first_export(bench: Bench, tmp_path: Path) -> None:
     assert survives_kills([(job, run)], None, bench.new) == 1
 
 
-def timed(job: Job) -> float:
+def timed(job: BulkJob) -> float:
     """Seconds that a run takes."""
     start = time.monotonic()
     assert exports.start(job).finish() == 0

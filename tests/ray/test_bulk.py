@@ -88,14 +88,14 @@ def test_another_artifact_on_a_node(
 ) -> None:
     """By path, a node may have another artifact of that name: its vectors are not mixed in."""
     from embedserve.bulk.pipeline import How
-    from embedserve.bulk.ray_cluster import Embed, Task, versions
+    from embedserve.bulk.ray_cluster import Embed, EmbedTask, versions
     from embedserve.bulk.shipping import ByPath
     from embedserve.config.models_toml import ModelSpec
     from embedserve.config.settings import Settings
     from embedserve.errors import StartupError
 
     how = How("", "end", tiny.HIDDEN)
-    task = Task(ModelSpec("tiny"), "0" * 64, how, None, Settings())  # type: ignore[arg-type]
+    task = EmbedTask(ModelSpec("tiny"), "0" * 64, how, None, Settings())  # type: ignore[arg-type]
     place = ByPath(tmp_path / "artifacts" / "tiny")
     for wanted, said in ((versions(), "the job's is 000000000000"), (("embedserve 0",) * 3, "has")):
         refused = Embed(task, place, 1, wanted)._refused

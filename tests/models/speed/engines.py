@@ -22,9 +22,9 @@ Run = Callable[[list[str], int], float]
 def server(directory: Path) -> Run:
     """The server's engine with its own settings for the CPU: requests as they come from its API."""
     from embedserve.config.models_toml import ModelSpec
-    from embedserve.engine.cancellation import Presence
+    from embedserve.engine.cancellation import Cancellation
     from embedserve.engine.embed import embed
-    from embedserve.engine.scheduler import Worker
+    from embedserve.engine.scheduler import Scheduler
     from embedserve.metrics import Metrics
     from embedserve.model.loading import load_model
     from embedserve.model.providers import PROVIDERS
@@ -37,8 +37,8 @@ def server(directory: Path) -> Run:
     lanes = provider.lanes or cores
     metrics = Metrics()
 
-    async def make() -> Worker:
-        return Worker({"m": model.engine}, lanes, provider.tokens_per_pass, 1e9, metrics)
+    async def make() -> Scheduler:
+        return Scheduler({"m": model.encoder}, lanes, provider.tokens_per_pass, 1e9, metrics)
 
     worker = loop.run_until_complete(make())
 
@@ -46,7 +46,7 @@ def server(directory: Path) -> Run:
         await asyncio.Event().wait()
 
     async def one(request: EmbeddingsRequest) -> None:
-        presence = Presence(stays, loop.time() + 3600)
+        presence = Cancellation(stays, loop.time() + 3600)
         try:
             await embed(model, request, worker, 10**9, presence, lambda _: None)
         finally:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from embedserve.arrays.batch import Batch
 from embedserve.arrays.types import Floats
-from embedserve.bulk.pipeline import Engine, How, cut
+from embedserve.bulk.pipeline import How, Pipeline, cut
 from embedserve.config.models_toml import ModelSpec
 from embedserve.model.cost import FREE_PADDING, MAX_PADDING, Shape
 from embedserve.model.encoder import Backend, Encoder
@@ -46,7 +46,7 @@ class Gate:
     """A backend that waits before each pass until it may go on, and counts the sequences."""
 
     def __init__(self, model: Model) -> None:
-        self._backend = model.engine.backend
+        self._backend = model.encoder.backend
         self.open, self.reached = threading.Event(), threading.Event()
         self.sequences: list[int] = []
 
@@ -72,8 +72,8 @@ def model(tiny_artifacts: Path) -> Model:
 
 
 @pytest.fixture
-def engine(model: Model) -> Iterator[Engine]:
-    made = Engine(model, How("", "end", tiny.HIDDEN), 3, 16)
+def pipeline(model: Model) -> Iterator[Pipeline]:
+    made = Pipeline(model, How("", "end", tiny.HIDDEN), 3, 16)
     yield made
     made.close()
 
@@ -81,13 +81,13 @@ def engine(model: Model) -> Iterator[Engine]:
 WORDS = st.lists(st.sampled_from(("a", "b", "c", "d")), min_size=1, max_size=6).map(" ".join)
 
 
-def test_vectors(engine: Engine) -> None:
+def test_vectors(pipeline: Pipeline) -> None:
     """Whatever is beside it, a text has its vector; None has none."""
 
     @settings(deadline=None)  # threads
     @given(st.lists(st.one_of(st.none(), WORDS), max_size=60))
     def check(texts: list[str | None]) -> None:
-        embedded = engine.submit(texts).future.result(30)
+        embedded = pipeline.submit(texts).future.result(30)
         assert embedded.problems == {}
         assert embedded.vectors.shape == (len(texts), tiny.HIDDEN)
         for text, row in zip(texts, embedded.vectors, strict=True):
@@ -100,10 +100,10 @@ def test_vectors(engine: Engine) -> None:
     check()
 
 
-def test_bad_texts(engine: Engine) -> None:
+def test_bad_texts(pipeline: Pipeline) -> None:
     """A text that fails, or whose vector is of no use, fails alone."""
     texts = ["a", "poison", "a b", "fail", "void", "x" * 2001, "b", "fail a", "fail"]
-    embedded = engine.submit(texts).future.result(30)
+    embedded = pipeline.submit(texts).future.result(30)
     assert {place: problem.code for place, problem in embedded.problems.items()} == {
         1: "non_finite_embedding",
         3: "inference_failed",
@@ -123,23 +123,23 @@ def test_equal_texts_are_computed_once(model: Model) -> None:
     """A corpus repeats itself: each text of a chunk runs once, and all its rows get the vector."""
     gate = Gate(model)
     gate.open.set()
-    model.engine = _with(model, gate)
-    engine = Engine(model, How("", "end", tiny.HIDDEN), 1, 256)
-    embedded = engine.submit(["a", "b c", "a", "a", "b c"]).future.result(30)
-    engine.close()
+    model.encoder = _with(model, gate)
+    pipeline = Pipeline(model, How("", "end", tiny.HIDDEN), 1, 256)
+    embedded = pipeline.submit(["a", "b c", "a", "a", "b c"]).future.result(30)
+    pipeline.close()
     assert sum(gate.sequences) == 2
     assert embedded.vectors.tolist() == [
         embedded.vectors[place].tolist() for place in (0, 1, 0, 0, 1)
     ]
-    assert (engine.texts, engine.tokens, embedded.tokens) == (5, 17, 17)
+    assert (pipeline.texts, pipeline.tokens, embedded.tokens) == (5, 17, 17)
 
 
 def test_how(tiny_artifacts: Path) -> None:
     """A prompt before every text, Matryoshka dimensions, and the end that is cut."""
     model, _ = load_model(ModelSpec("matryoshka"), tiny_artifacts / "matryoshka", "cpu")
-    engine = Engine(model, How("a ", "start", 2), 2, 16)
-    embedded = engine.submit(["b", "d " * 7 + "c"]).future.result(30)
-    engine.close()
+    pipeline = Pipeline(model, How("a ", "start", 2), 2, 16)
+    embedded = pipeline.submit(["b", "d " * 7 + "c"]).future.result(30)
+    pipeline.close()
     for row, seen in zip(embedded.vectors, ["a b", "d d d d d c"], strict=True):
         full = tiny.expected(seen)[:2]
         np.testing.assert_allclose(row, full / np.linalg.norm(full), atol=1e-6)
@@ -148,20 +148,20 @@ def test_how(tiny_artifacts: Path) -> None:
 
 def test_truncation_as_an_error(model: Model) -> None:
     """With --truncate error a text of too many tokens is a bad row."""
-    engine = Engine(model, How("", "error", tiny.HIDDEN), 2, 16)
-    embedded = engine.submit(["a", "a b c d a b c d"]).future.result(30)
-    engine.close()
+    pipeline = Pipeline(model, How("", "error", tiny.HIDDEN), 2, 16)
+    embedded = pipeline.submit(["a", "a b c d a b c d"]).future.result(30)
+    pipeline.close()
     assert [problem.code for problem in embedded.problems.values()] == ["context_length_exceeded"]
 
 
 def test_close(model: Model) -> None:
     """Closing ends the pass that runs, and waits for nothing else."""
     gate = Gate(model)
-    model.engine = _with(model, gate)
-    engine = Engine(model, How("", "end", tiny.HIDDEN), 2, 4)
-    work = engine.submit(["a", "b", "c", "a b", "a c", "b c"])
+    model.encoder = _with(model, gate)
+    pipeline = Pipeline(model, How("", "end", tiny.HIDDEN), 2, 4)
+    work = pipeline.submit(["a", "b", "c", "a b", "a c", "b c"])
     assert gate.reached.wait(30)
-    engine.close()
+    pipeline.close()
     assert len(gate.sequences) <= 2
     with pytest.raises(RuntimeError, match="terminated"):
         work.future.result(0)
@@ -174,12 +174,12 @@ def test_no_memory(model: Model) -> None:
         def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats:
             raise MemoryError("none left")
 
-    model.engine = _with(model, Full())
-    engine = Engine(model, How("", "end", tiny.HIDDEN), 2, 16)
+    model.encoder = _with(model, Full())
+    pipeline = Pipeline(model, How("", "end", tiny.HIDDEN), 2, 16)
     with pytest.raises(MemoryError):
-        engine.submit(["a", "b"]).future.result(30)
-    engine.close()
+        pipeline.submit(["a", "b"]).future.result(30)
+    pipeline.close()
 
 
 def _with(model: Model, backend: Backend) -> Encoder:
-    return replace(model.engine, backend=backend)
+    return replace(model.encoder, backend=backend)
