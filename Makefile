@@ -40,10 +40,12 @@ BUILD_EMBEDSERVE = $(BUILD_IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) \
 IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
   .venv-dev/bin/python -m pytest -s --confcutdir=tests/image
 
-.PHONY: serve export test test-serve test-export test-models test-clients test-otel test-slow test-faults test-ray
-.PHONY: image image-export image-base image-test image-export-test image-reproducible sbom
-.PHONY: test-observe dashboard-picture fuzz gpu-parts
-.PHONY: bench bench-quick bench-http bench-stages check lock clean
+.DEFAULT_GOAL := help
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(MAKEFILE_LIST))
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	  | awk -F '|' '{printf "%-20s %s\n", $$1, $$2}'
 
 serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
@@ -54,10 +56,10 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 
 test: test-serve test-export test-clients test-otel  ## the whole suite, on the real process and model
 
-test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported
+test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: twenty minutes
 	.venv-dev/bin/python -m pytest -m "not slow" --ignore=tests/otel
 
-test-export: .venv-export/.installed
+test-export: .venv-export/.installed  ## the export tool's tests: fifteen minutes
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
 	$(EXPORT_FAULTS) -m "not slow"
 
@@ -68,7 +70,7 @@ test-models: .venv-export/.installed .venv-dev/.installed  ## every shape of a w
 
 # The server's, under load and with the soak: an idle machine. Then the export's: each operation on
 # files fails once, thirty kills, disks of every size: six minutes.
-test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported
+test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported  ## everything under load and faults, on an idle machine
 	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults tests/attack
 	$(EXPORT_FAULTS)
 
@@ -86,25 +88,25 @@ test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dash
 	.venv-dev/bin/python -m pytest tests/observe
 
 # Two minutes of traffic before a real Prometheus, and what each panel shows of it.
-dashboard-picture: .venv/.installed .venv-dev/.installed .venv-observe/.installed artifacts/.exported
+dashboard-picture: .venv/.installed .venv-dev/.installed .venv-observe/.installed artifacts/.exported  ## docs/dashboard.png, from a real Prometheus
 	@mkdir -p build
 	.venv-dev/bin/python -m tests.observe.record build/dashboard.json
 	.venv-observe/bin/python -m tests.observe.draw build/dashboard.json docs/dashboard.png
 
 # The clients' own warnings are theirs.
-test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported
+test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## other clients against the real server
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
 
 # The server of .venv-otel, which has the extra.
-test-otel: .venv-otel/.installed .venv-dev/.installed
+test-otel: .venv-otel/.installed .venv-dev/.installed  ## tracing, with OpenTelemetry
 	.venv-dev/bin/python -m pytest tests/otel
 
 # Two nodes as processes of this machine.
-test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported
+test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## Ray Serve and embed --ray, on two nodes of this machine
 	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
-test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed
+test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## models' real sizes: half an hour
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults --ignore=tests/otel
 
@@ -140,7 +142,7 @@ bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.e
 	$(BENCH)
 
 # One short round of embedserve and raw onnxruntime: nothing with torch, two minutes.
-bench-quick: .venv/.installed .venv-dev/.installed artifacts/.exported
+bench-quick: .venv/.installed .venv-dev/.installed artifacts/.exported  ## one short round, without torch
 	$(BENCH) --quick
 
 bench-http: .venv-dev/.installed  ## what the HTTP layer costs
@@ -170,43 +172,25 @@ lock:  ## write the lock files anew (needs uv)
 	uv pip compile --quiet --upgrade --no-deps --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-annotate requirements/optimum.in -o requirements/optimum.txt
 
-clean:
+clean:  ## remove environments, artifacts and builds
 	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-bench .venv-observe \
 	  artifacts build embedserve.egg-info
 
-.venv/.installed: $(SERVE_LOCK) pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP_INSTALL) --require-hashes -r $(SERVE_LOCK)
-	.venv/bin/python $(PIP_INSTALL) --no-deps --editable .
+define environment
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --require-hashes -r $<
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps --editable .
 	@touch $@
+endef
 
-.venv-dev/.installed: requirements/dev.txt pyproject.toml
-	$(PYTHON) -m venv .venv-dev
-	.venv-dev/bin/python $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
-	.venv-dev/bin/python $(PIP_INSTALL) --no-deps --editable .
-	@touch $@
+.venv/.installed: $(SERVE_LOCK) pyproject.toml
+	$(environment)
 
 .venv-otel/.installed: requirements/serve-otel.txt pyproject.toml
-	$(PYTHON) -m venv .venv-otel
-	.venv-otel/bin/python $(PIP_INSTALL) --require-hashes -r requirements/serve-otel.txt
-	.venv-otel/bin/python $(PIP_INSTALL) --no-deps --editable .
-	@touch $@
+	$(environment)
 
-.venv-ray/.installed: requirements/ray.txt pyproject.toml
-	$(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python $(PIP_INSTALL) --require-hashes -r requirements/ray.txt
-	.venv-ray/bin/python $(PIP_INSTALL) --no-deps --editable .
-	@touch $@
-
-.venv-clients/.installed: requirements/clients.txt
-	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python $(PIP_INSTALL) --require-hashes -r requirements/clients.txt
-	@touch $@
-
-.venv-observe/.installed: requirements/observe.txt
-	$(PYTHON) -m venv .venv-observe
-	.venv-observe/bin/python $(PIP_INSTALL) --require-hashes -r requirements/observe.txt
-	@touch $@
+.venv-%/.installed: requirements/%.txt pyproject.toml
+	$(environment)
 
 # torch alone from its index, so that nothing else can come from there; then the rest, which is whole
 # but for torch and what its CUDA build asks for: nothing else may be resolved. optimum's own versions

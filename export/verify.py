@@ -11,10 +11,10 @@ import onnxruntime
 
 from embedserve import artifact
 from embedserve.arrays import finishing
-from embedserve.arrays.batch import Batch, pad
 from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, WEIGHTS, Golden, Manifest, Parity
 from embedserve.errors import Exit, StartupError
+from embedserve.model.encoder import Encoder
 from embedserve.model.onnx_backend import OnnxBackend
 from embedserve.model.tokenizer import Tokenizer
 from export.facts import Facts
@@ -61,11 +61,11 @@ def compare(
     sequences = _same_ids(tokenizer, cases, [answer.ids for answer in answers.cases])
     _same_ids(tokenizer, [Case(text) for text in texts], answers.ids)
     backend = OnnxBackend(stage, manifest, threads=len(os.sched_getaffinity(0)))
+    encoder = Encoder.of(manifest.name, manifest, backend)
     tolerance = artifact.TOLERANCES[manifest.precision]
     worst, cosine = 0.0, 1.0
     for members in _batches(sequences, manifest):
-        batch = pad([sequences[i] for i in members], manifest.pad_token_id, manifest.padding_side)
-        rows = _run(backend, batch, cases[members[0]], members[0])
+        rows = _run(encoder, [sequences[i] for i in members], cases[members[0]], members[0])
         difference, least = _compare_rows(rows, members, cases, answers.cases, tolerance)
         worst, cosine = max(worst, difference), min(cosine, least)
     size = sum((stage / name).stat().st_size for name in (GRAPH, WEIGHTS))
@@ -83,9 +83,9 @@ def compare(
     return parity, _golden(cases, answers.cases, _GOLDEN_WORK // size)
 
 
-def _run(backend: OnnxBackend, batch: Batch, case: Case, index: int) -> Floats:
+def _run(encoder: Encoder, sequences: list[Ints], case: Case, index: int) -> Floats:
     try:
-        return backend.embed(batch, alone=len(batch.input_ids) == 1)
+        return encoder.run(sequences, alone=len(sequences) == 1)
     except Exception as error:  # the library raises many types without a common root
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _failed(index, case, f"the graph cannot run it: {reason}") from error

@@ -90,9 +90,9 @@ class ServiceMiddleware:
         except asyncio.CancelledError:  # the time to drain is over
             if status:
                 raise
-            deadline_exceeded = RequestError("draining", "the server is shutting down")
-            deadline_exceeded.headers["Retry-After"] = "1"
-            await _refusal(deadline_exceeded, scope)(scope, receive, send_with_id)
+            late = RequestError("draining", "the server is shutting down")
+            late.headers["Retry-After"] = "1"
+            await _refusal(late, scope)(scope, receive, send_with_id)
         except Exception as error:
             answer = _answer(error, scope, request_id)
             if status:  # too late: the answer has begun

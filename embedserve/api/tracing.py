@@ -124,13 +124,11 @@ class Trace:
         """The vectors are there: what is left is to render them."""
         values = ("embeddings", model, embedded.tokens, len(embedded.rows), len(embedded.truncated))
         self.attributes = dict(zip(ATTRIBUTES, values, strict=True))
+        tokenized = embedded.began + embedded.tokenize
         started = embedded.submitted + embedded.queue
-        self.times = (
-            *(embedded.began, embedded.began + embedded.tokenize),
-            *(embedded.submitted, started),
-            *(started, started + embedded.inference),
-            time.perf_counter(),
-        )
+        ended = started + embedded.inference
+        now = time.perf_counter()
+        self.times = (embedded.began, tokenized, embedded.submitted, started, started, ended, now)
 
 
 class Traced:

@@ -29,7 +29,7 @@ from embedserve.model.stop import Stop
 from embedserve.model.tokenizer import SLICE_CHARACTERS, slices
 
 # What a lane takes first.
-END, TOKENIZE, RUN = range(3)
+END, TOKENIZE, RUN = 0, 1, 2
 _NON_FINITE = Problem("non_finite_embedding", "the vector has a NaN, an infinity or only zeros")
 
 

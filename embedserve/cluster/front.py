@@ -1,4 +1,4 @@
-"""The ingress: what stands around a request, and which model's replicas it goes to."""
+"""The front of a cluster: which model's replicas a request goes to, and what stands around it."""
 
 from __future__ import annotations
 

@@ -73,13 +73,13 @@ def measure(
     for candidate in {c.threads: c for c in grid}.values():  # a pass of the largest: memory is had
         turn(candidate, runs[candidate.threads], sequences, cores, 0.0)
     turns: dict[Candidate, list[Trial]] = {candidate: [] for candidate in grid}
-    reservation = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
+    share = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
     # To and fro: what drifts meanwhile cancels out.
     order = [c for number in range(ROUNDS) for c in grid[:: 1 if number % 2 else -1]]
     for number, candidate in enumerate(order):
-        if number >= len(grid) and time.perf_counter() + reservation > start + seconds:
+        if number >= len(grid) and time.perf_counter() + share > start + seconds:
             break
-        found = turn(candidate, runs[candidate.threads], sequences, cores, reservation)
+        found = turn(candidate, runs[candidate.threads], sequences, cores, share)
         turns[candidate].append(found)
     return turns
 

@@ -112,13 +112,13 @@ class Admission:
         if wait <= limit:
             return
         whose = "are accepted" if limit == self._max_wait else "are left before its deadline"
-        deadline_exceeded = max(1, round((wait - limit) * 1000))
+        late = max(1, round((wait - limit) * 1000))
         raise RequestError(
             "queue_full",
             f"the request would wait for {wait:.1f} s, at most {limit:.3g} s {whose}; "
             "try again later",
             headers={
-                "Retry-After": str(math.ceil(deadline_exceeded / 1000)),
-                "retry-after-ms": str(deadline_exceeded),
+                "Retry-After": str(math.ceil(late / 1000)),
+                "retry-after-ms": str(late),
             },
         )

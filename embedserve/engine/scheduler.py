@@ -144,7 +144,7 @@ class Scheduler:
     def submit(self, encoder: Encoder, sequences: list[Ints], most: float = float("inf")) -> Job:
         """Queue one request, whole, or refuse it with 429 when it would wait too long.
 
-        Each sequence (t_i,) int64 has one token or more, or none where the engine is a bag.
+        Each sequence (t_i,) int64 has one token or more, or none where the model is a bag.
         `most`: the seconds it gives itself.
         """
         self._check_open()

@@ -15,7 +15,9 @@ _REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 def request_ids() -> Iterator[str]:
     """Ids without end: unique across processes by their first part, within one by the second."""
-    return map(f"req_{secrets.token_hex(8)}%08x".__mod__, itertools.count(1))
+    process = secrets.token_hex(8)
+    for number in itertools.count(1):
+        yield f"req_{process}{number:08x}"
 
 
 def given_id(scope: Scope) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +11,7 @@ import numpy as np
 
 from embedserve.arrays.batch import Batch, pad
 from embedserve.arrays.types import Floats, Ints
+from embedserve.artifact import Manifest
 from embedserve.model.cost import Shape
 from embedserve.model.stop import Stop
 
@@ -37,6 +39,23 @@ class Encoder:
     padding_side: str
     rate: float = 0.0  # cost units a second in one lane, measured at start; 0: not known
     is_bag: bool = False  # a text may have no token, and a vector may be zeros
+
+    @classmethod
+    def of(cls, name: str, manifest: Manifest, backend: Backend) -> Encoder:
+        """Of an artifact's facts, for a model that is served as `name`."""
+        # Attention's share of a transformer layer's work is t / (6 h): 2 * t * h products of
+        # scores and values per token against 12 * h * h of the projections.
+        quadratic = math.inf if manifest.is_bag else 6.0 * manifest.hidden_size
+        return cls(
+            name=name,
+            fingerprint=manifest.fingerprint,
+            backend=backend,
+            shape=Shape(name, quadratic, manifest.masked_up_to),
+            dimension=manifest.dimension,
+            pad_token_id=manifest.pad_token_id,
+            padding_side=manifest.padding_side,
+            is_bag=manifest.is_bag,
+        )
 
     def run(
         self, sequences: Sequence[Ints], alone: bool = False, stop: Stop | None = None

@@ -36,7 +36,7 @@ class ModelRegistry:
         return iter(self._models.values())
 
     def encoders(self) -> dict[str, Encoder]:
-        """Name -> engine, for the Scheduler."""
+        """Name -> encoder, for the scheduler."""
         return {model.name: model.encoder for model in self}
 
     def names(self) -> list[str]:
