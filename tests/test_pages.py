@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,25 @@ boxes.forEach((a, i) => {
 });
 return bad;
 """
+
+
+@pytest.mark.parametrize("name", ["playground", "docs"])
+def test_source(name: str) -> None:
+    """Style and script are files of their own; the page that is sent has both inside, once."""
+    folder = Path(pages.__file__).parents[1] / "page"
+    whole = pages.whole(f"{name}.html")
+    for part in (f"{name}.css", f"{name}.js"):
+        assert whole.count((folder / part).read_text(encoding="utf-8")) == 1
+    assert re.findall(r'(?:src|href)="([^"#:]+\.(?:js|css))"', whole) == []
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to check JavaScript with")
+@pytest.mark.parametrize("name", ["playground", "docs"])
+def test_script_is_javascript(name: str) -> None:
+    """As node reads it."""
+    script = Path(pages.__file__).parents[1] / "page" / f"{name}.js"
+    done = subprocess.run(["node", "--check", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 class Browser:

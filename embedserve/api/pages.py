@@ -18,6 +18,8 @@ from starlette.routing import Route
 from embedserve import __version__
 
 OPENAPI = "openapi.json"
+# A style or a script of the source, each a file of its own: the page that is sent has them inside.
+_LINKED = re.compile(r'<link rel="stylesheet" href="(\S+)">|<script src="(\S+)"></script>')
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 _TAG = re.compile(r'"[^"]*"')
 _SECURITY = {
@@ -48,11 +50,23 @@ def routes(max_inputs: int) -> list[Route]:
     `max_inputs` is the setting of that name: the description says it.
     """
     pages = {
-        "/": html(_read("playground.html")),
-        "/docs": html(_read("docs.html")),
+        "/": html(whole("playground.html")),
+        "/docs": html(whole("docs.html")),
         "/openapi.json": page(orjson.dumps(openapi(max_inputs)), "application/json", ""),
     }
     return [Route(path, made.answer) for path, made in pages.items()]
+
+
+def whole(name: str) -> str:
+    """Return a page of the package with its style and its script inside."""
+
+    def inside(found: re.Match[str]) -> str:
+        style, script = found.groups()
+        if style is not None:
+            return f"<style>\n{_read(style)}</style>"
+        return f"<script>\n{_read(script)}</script>"
+
+    return _LINKED.sub(inside, _read(name))
 
 
 def openapi(max_inputs: int) -> dict[str, Any]:
