@@ -60,6 +60,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Where asynchronous tests run: the server's own kind of loop."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start servers; those still running at the end are killed."""
     yield from starting(SERVE, tmp_path_factory)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,6 +13,7 @@ from embedserve.engine.offload import SLICE_SECONDS, Slicer
 from embedserve.errors import RequestError
 from embedserve.model.steps import Step, Steps, Task
 
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 SECONDS = 10  # what no test should take
 
 
@@ -53,115 +53,90 @@ class Bench:
         return Task("kind", steps, work())
 
 
-@asynccontextmanager
-async def made(threads: int) -> AsyncIterator[Bench]:
-    bench = Bench(threads)
-    yield bench
-    bench.gate.set()
-    bench.slicer.close(SECONDS)
+@pytest.fixture
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    """One of a thread, or of as many as the test names."""
+    made = Bench(getattr(request, "param", 1))
+    yield made
+    made.gate.set()
+    made.slicer.close(SECONDS)
 
 
-def run(test: Callable[[Bench], Awaitable[None]], threads: int = 1) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(SECONDS), made(threads) as bench:
-            await test(bench)
-
-    asyncio.run(main())
-
-
-def test_small_work_goes_between_the_slices_of_large() -> None:
+async def test_small_work_goes_between_the_slices_of_large(bench: Bench) -> None:
     """It came later and is done first; the large is whole all the same."""
-
-    async def test(bench: Bench) -> None:
-        bench.gate.clear()
-        large = bench.slicer.start(bench.task("large", 20))
-        await asyncio.to_thread(bench.began.wait)
-        small = bench.slicer.start(bench.task("small", 1))
-        bench.gate.set()
-        assert list(await asyncio.gather(large, small)) == ["large", "small"]
-        assert bench.done.index("small") <= 3
-        assert bench.done.count("large") == 20
-
-    run(test)
+    bench.gate.clear()
+    large = bench.slicer.start(bench.task("large", 20))
+    await asyncio.to_thread(bench.began.wait)
+    small = bench.slicer.start(bench.task("small", 1))
+    bench.gate.set()
+    assert list(await asyncio.gather(large, small)) == ["large", "small"]
+    assert bench.done.index("small") <= 3
+    assert bench.done.count("large") == 20
 
 
-def test_what_nobody_waits_for_ends_with_its_step() -> None:
+async def test_what_nobody_waits_for_ends_with_its_step(bench: Bench) -> None:
     """And what waits for its turn never begins; nothing of it is left in the wait."""
-
-    async def test(bench: Bench) -> None:
-        bench.gate.clear()
-        runs = bench.slicer.start(bench.task("runs", 100))
-        waits = bench.slicer.start(bench.task("waits", 100))
-        await asyncio.to_thread(bench.began.wait)
-        assert bench.slicer.wait() == 200
-        runs.cancel()
-        waits.cancel()
-        await asyncio.sleep(0)
-        assert bench.slicer.wait() == 0
-        bench.gate.set()
-        assert await bench.slicer.start(bench.task("next", 1)) == "next"
-        assert bench.done in (["runs", "next"], ["next"])
-
-    run(test)
+    bench.gate.clear()
+    runs = bench.slicer.start(bench.task("runs", 100))
+    waits = bench.slicer.start(bench.task("waits", 100))
+    await asyncio.to_thread(bench.began.wait)
+    assert bench.slicer.wait() == 200
+    runs.cancel()
+    waits.cancel()
+    await asyncio.sleep(0)
+    assert bench.slicer.wait() == 0
+    bench.gate.set()
+    assert await bench.slicer.start(bench.task("next", 1)) == "next"
+    assert bench.done in (["runs", "next"], ["next"])
 
 
-def test_two_threads_do_two_tasks_at_once() -> None:
+@pytest.mark.parametrize("bench", [2], indirect=True)
+async def test_two_threads_do_two_tasks_at_once(bench: Bench) -> None:
     """Never two steps of one; what waits is shared by both."""
+    meeting = threading.Barrier(2)
+    inside: list[str] = []
 
-    async def test(bench: Bench) -> None:
-        meeting = threading.Barrier(2)
-        inside: list[str] = []
+    def work(name: str) -> Steps[str]:
+        for _ in range(5):
+            assert name not in inside
+            inside.append(name)
+            meeting.wait(SECONDS)
+            inside.remove(name)
+            yield Step(10)
+        return name
 
-        def work(name: str) -> Steps[str]:
-            for _ in range(5):
-                assert name not in inside
-                inside.append(name)
-                meeting.wait(SECONDS)
-                inside.remove(name)
-                yield Step(10)
-            return name
-
-        tasks = [bench.slicer.start(Task("kind", 50, work(name))) for name in "ab"]
-        assert bench.slicer.wait() == 50
-        assert list(await asyncio.gather(*tasks)) == ["a", "b"]
-        assert bench.slicer.wait() == 0
-
-    run(test, threads=2)
+    tasks = [bench.slicer.start(Task("kind", 50, work(name))) for name in "ab"]
+    assert bench.slicer.wait() == 50
+    assert list(await asyncio.gather(*tasks)) == ["a", "b"]
+    assert bench.slicer.wait() == 0
 
 
-def test_what_it_keeps_is_told_and_may_be_refused() -> None:
+async def test_what_it_keeps_is_told_and_may_be_refused(bench: Bench) -> None:
     """After each slice; what is raised ends the task."""
+    held: list[int] = []
+    await bench.slicer.start(bench.task("a", 5), held.append)
+    assert sum(held) == 5
+    assert len(held) > 1
 
-    async def test(bench: Bench) -> None:
-        held: list[int] = []
-        await bench.slicer.start(bench.task("a", 5), held.append)
-        assert sum(held) == 5
-        assert len(held) > 1
+    def refuse(count: int) -> None:
+        raise RequestError("queue_full", "no room")
 
-        def refuse(count: int) -> None:
-            raise RequestError("queue_full", "no room")
-
-        with pytest.raises(RequestError, match="no room"):
-            await bench.slicer.start(bench.task("b", 100), refuse)
-        assert await bench.slicer.start(bench.task("c", 1)) == "c"
-        assert bench.done.count("b") < 100
-
-    run(test)
+    with pytest.raises(RequestError, match="no room"):
+        await bench.slicer.start(bench.task("b", 100), refuse)
+    assert await bench.slicer.start(bench.task("c", 1)) == "c"
+    assert bench.done.count("b") < 100
 
 
-def test_errors_come_back() -> None:
+async def test_errors_come_back(bench: Bench) -> None:
     """Of a step, to who waits for it; the next is done."""
 
-    async def test(bench: Bench) -> None:
-        def failing() -> Steps[None]:
-            yield Step(1)
-            raise ValueError("seven")
+    def failing() -> Steps[None]:
+        yield Step(1)
+        raise ValueError("seven")
 
-        with pytest.raises(ValueError, match="seven"):
-            await bench.slicer.start(Task("kind", 2, failing()))
-        assert await bench.slicer.start(bench.task("next", 1)) == "next"
-
-    run(test)
+    with pytest.raises(ValueError, match="seven"):
+        await bench.slicer.start(Task("kind", 2, failing()))
+    assert await bench.slicer.start(bench.task("next", 1)) == "next"
 
 
 def test_the_pace_is_learned_from_slices() -> None:
