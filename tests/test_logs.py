@@ -95,6 +95,7 @@ class TestLines:
         for _ in range(10):
             handler.handle(record())
         handler.close()
+        assert "log" not in {thread.name for thread in threading.enumerate()}
 
     def test_a_record_that_cannot_be_formatted(self, pipe: Pipe) -> None:
         """A wrong call is one lost line; the next is written."""

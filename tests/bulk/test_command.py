@@ -288,7 +288,10 @@ class TestKilled:
         return [tmp_path / "in.jsonl", tmp_path / "out.jsonl", *flags]
 
     @watched
-    @pytest.mark.parametrize("suffix", [".jsonl", ".npy", ".parquet"])
+    @pytest.mark.parametrize(
+        "suffix",
+        [*(pytest.param(s, marks=pytest.mark.slow) for s in (".jsonl", ".npy")), ".parquet"],
+    )
     def test_ten_times(self, tmp_path: Path, arguments: list[str | Path], suffix: str) -> None:
         """One job, killed ten times on its way and once more near its end."""
         out = tmp_path / f"out{suffix}"

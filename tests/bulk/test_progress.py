@@ -72,7 +72,11 @@ def test_nobody_reads() -> None:
 
     class Closed(Stream):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise BrokenPipeError
 
+    tried: list[str] = []
     with Progress(lambda: State(0, 1, 0, 0), Closed(terminal=False)) as shown:
-        shown.report((BadRow(1, "invalid_json", "no JSON"),))
+        for line in (1, 2):
+            shown.report((BadRow(line, "invalid_json", "no JSON"),))
+    assert ["line 1" in text or "line 2" in text for text in tried] == [True, True]

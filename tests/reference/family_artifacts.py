@@ -1,6 +1,6 @@
-"""Every family and variant of tests/export, exported, with what sentence-transformers gives.
+"""Families and variants of tests/export, exported, with what sentence-transformers gives.
 
-    python -m tests.reference.family_artifacts OUT        (in .venv-export)
+    python -m tests.reference.family_artifacts OUT NAME ...        (in .venv-export)
 
 writes OUT/artifacts/NAME, and OUT/NAME.npz: vectors (n, dim) float32, and counts (n,) int64 of the
 tokens of each text of OUT/texts.json.
@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,21 @@ from export.steps import Nurseries
 from tests.export.test_families import FAMILIES, VARIANTS, random_texts
 
 
-def main(out: str) -> None:
+def main(out: str, *names: str) -> None:
     """Export and encode, a text at a time."""
     with Nurseries() as nurseries:
-        _main(out, nurseries)
+        _main(out, names, nurseries)
 
 
-def _main(out: str, nurseries: Nurseries) -> None:
+def _main(out: str, names: Sequence[str], nurseries: Nurseries) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     texts = random_texts(100)
     root = Path(out)
     (root / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     makers = {name: make for name, (make, _) in FAMILIES.items()} | VARIANTS
-    for name, make in makers.items():
+    for name in names:
+        make = makers[name]
         with tempfile.TemporaryDirectory() as scratch:
             source = make(Path(scratch) / "model")
             spec = ModelSpec(name=name)
