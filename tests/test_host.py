@@ -169,7 +169,7 @@ class TestMemory:
     def test_address_space(self) -> None:
         """A process that may map only so much may not use more."""
         limit = "resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))"
-        show = "from embedserve import host; print(*host.read().memory)"
+        show = "from embedserve.system import host; print(*host.read().memory)"
         assert run_python(f"import resource; {limit}; {show}") == f"{2**31} RLIMIT_AS\n"
 
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-from embedserve.model.providers import PROVIDERS, Provider
-
-# Read by onnxruntime at import: without it, versions from 1.29 send telemetry on Linux.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import onnxruntime
@@ -25,6 +19,7 @@ from embedserve.arrays.pooling import pool
 from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import GRAPH, POOLING_GRAPH, Manifest, Step
 from embedserve.errors import DeviceLostError, Exit, StartupError
+from embedserve.model.providers import PROVIDERS, Provider
 from embedserve.model.stop import Stop
 
 VERSION: str = onnxruntime.__version__

@@ -281,7 +281,7 @@ class TestWallClock:
             if (found := set(self._wall_clocks(ast.parse(path.read_text()))))
         }
         assert readers == {
-            "app.py": {"time.time"},
+            "endpoints.py": {"time.time"},
             "front.py": {"time.time"},
             "logs.py": {"time.gmtime"},
         }
