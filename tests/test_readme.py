@@ -57,3 +57,13 @@ def test_promises() -> None:
         files = {path.name for path in (ROOT / "tests" / folder).glob("test_*.py")}
         assert files
         assert {file for attack, file, _ in named if attack == prefix} == files
+
+
+def test_files_of_the_architecture() -> None:
+    """Each file that the walks name is there, in embedserve or in export."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walks = text.partition("\n## Words\n")[0]
+    named = set(re.findall(r"`([\w/]+\.py)`", walks))
+    assert len(named) > 25
+    places = (ROOT, ROOT / "embedserve", ROOT / "export")
+    assert {name for name in named if not any((place / name).exists() for place in places)} == set()
