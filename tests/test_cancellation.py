@@ -32,11 +32,11 @@ async def ending(
         await left.wait()
 
     loop = asyncio.get_running_loop()
-    presence = Cancellation(gone, loop.time() + deadline)
+    cancellation = Cancellation(asyncio.ensure_future(gone()), loop.time() + deadline)
     try:
-        await presence.wait(loop.run_in_executor(executor, ran.append, "work"))
+        await cancellation.wait(loop.run_in_executor(executor, ran.append, "work"))
     finally:
-        presence.end()
+        cancellation.end()
 
 
 @pytest.mark.parametrize("how", ["leaves", "is late", "is cancelled"])
@@ -80,10 +80,10 @@ def test_work_that_is_done_is_given(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        presence = Cancellation(asyncio.Event().wait, loop.time() + 60)  # type: ignore[arg-type]  # it never comes
-        assert await presence.wait(loop.run_in_executor(executor, int, "7")) == 7
+        cancellation = Cancellation(loop.create_future(), loop.time() + 60)  # it never comes
+        assert await cancellation.wait(loop.run_in_executor(executor, int, "7")) == 7
         with pytest.raises(ValueError, match="seven"):
-            await presence.wait(loop.run_in_executor(executor, int, "seven"))
-        presence.end()
+            await cancellation.wait(loop.run_in_executor(executor, int, "seven"))
+        cancellation.end()
 
     asyncio.run(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ from embedserve.engine.scheduler import Scheduler
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.http import body, deadline, large_answers
 from embedserve.http.body import Headers
+from embedserve.http.client_left import client_left
 from embedserve.http.large_answers import Parts, RawHeaders
 from embedserve.http.memory_budget import MemoryBudget, Reservation, answer_bytes
 from embedserve.metrics import Metrics
@@ -68,7 +68,7 @@ class Embeddings:
             series.requests_in_flight.inc()
             reservation.add(wanted.count * answer_bytes(model.manifest.dimension))
             _check_fingerprint(headers, model)
-            cancellation = present(receive, headers, self._settings)
+            cancellation = present(scope, receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
                 embedded = await embed(
@@ -151,17 +151,10 @@ def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
     return rendered
 
 
-def present(receive: Receive, headers: Headers, settings: Settings) -> Cancellation:
+def present(scope: Scope, receive: Receive, headers: Headers, settings: Settings) -> Cancellation:
     """Watch a client whose body was read, within the deadline that it asks for."""
     timeout = deadline.deadline(headers, settings.request_timeout)
-    left = functools.partial(_disconnect, receive)
-    return Cancellation(left, asyncio.get_running_loop().time() + timeout)
-
-
-async def _disconnect(receive: Receive) -> None:
-    """Return when the client has closed its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    return Cancellation(client_left(scope, receive), asyncio.get_running_loop().time() + timeout)
 
 
 def _note(scope: Scope, model: Model, embedded: Embedded) -> None:

@@ -38,7 +38,7 @@ class Tokenize:
         try:
             wanted = await self._intake.take(receive, headers, reservation, parse.parse_tokenize)
             model, wanted = self._registry.resolve(wanted)
-            cancellation = present(receive, headers, self._settings)
+            cancellation = present(scope, receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
                 parts = await show_tokens(

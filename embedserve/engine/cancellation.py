@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import TypeVar
 
 from embedserve.errors import ClientLeftError, RequestError
@@ -17,9 +17,10 @@ class Cancellation:
     Owned by the event loop; `end` must be called.
     """
 
-    def __init__(self, left: Callable[[], Coroutine[None, None, None]], deadline: float) -> None:
+    def __init__(self, gone: asyncio.Future[None], deadline: float) -> None:
+        """`gone` is done once the client has left; `deadline` by the loop's clock."""
         self._loop = asyncio.get_running_loop()
-        self._gone = self._loop.create_task(left())
+        self._gone = gone
         self._deadline = deadline
         self._timer: asyncio.TimerHandle | None = None
 

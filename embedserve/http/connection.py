@@ -18,8 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from embedserve.errors import RequestError
 from embedserve.http import refusals
+from embedserve.http.client_left import KEY as CLIENT_LEFT
 from embedserve.http.departures import Departures
-from embedserve.http.flow_control import REST, TURN, Flow
+from embedserve.http.flow_control import BODY, REST, TURN, Flow
 from embedserve.http.framing import (
     CHUNKED,
     MAX_FIELDS,
@@ -95,6 +96,7 @@ class Protocol(HttpToolsProtocol):
     __slots__ = (
         "_before",
         "_body_left",
+        "_client_left",
         "_discarded",
         "_in_head",
         "_in_request",
@@ -119,6 +121,7 @@ class Protocol(HttpToolsProtocol):
         self._in_request = False  # from its first byte to its last
         self._in_head = False
         self._body_left = 0  # bytes still to come, or CHUNKED
+        self._client_left: asyncio.Future[None] | None = None  # of the request that is answered
         self._rest = b""  # what was read and waits
         self._before = b""  # the last bytes that were fed, where a head or chunks are not whole
         self._progressed = False
@@ -153,6 +156,7 @@ class Protocol(HttpToolsProtocol):
         if self._lingering:
             self._shared.lingering -= 1
         super().connection_lost(exc)
+        self._leave()
 
     def eof_received(self) -> None:
         """Called when the client sends no more: it has left, and waits for no answer.
@@ -162,6 +166,7 @@ class Protocol(HttpToolsProtocol):
         if self._is_answering():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+            self._leave()
         if self.transport.get_write_buffer_size():
             self.flush()
 
@@ -295,6 +300,7 @@ class Protocol(HttpToolsProtocol):
             return
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            self.scope[CLIENT_LEFT] = self._watch_client  # type: ignore[literal-required]
             if self._shared.readiness.draining:
                 self.cycle.keep_alive = False
 
@@ -331,6 +337,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._client_left = None
         if not self._in_request and not self._is_answering():
             # An idle connection holds nothing of its last request: half of its memory.
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as at first
@@ -435,9 +442,22 @@ class Protocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True  # its body will never be whole
             self.cycle.message_event.set()
+            self._leave()
         log.info("refused: %s %s", error.code, error.headers["x-request-id"])
         self.transport.write(_answer(error))
         self.linger()
+
+    def _watch_client(self) -> asyncio.Future[None]:
+        """Return what is done once the client of the request that is answered has left."""
+        self.flow.resume(BODY)  # its body was read: what comes now is its end, or the next request
+        self._client_left = self.loop.create_future()
+        if self.cycle.disconnected:
+            self._leave()
+        return self._client_left
+
+    def _leave(self) -> None:
+        if self._client_left is not None and not self._client_left.done():
+            self._client_left.set_result(None)
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

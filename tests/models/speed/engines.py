@@ -42,15 +42,12 @@ def server(directory: Path) -> Run:
 
     worker = loop.run_until_complete(make())
 
-    async def stays() -> None:
-        await asyncio.Event().wait()
-
     async def one(request: EmbeddingsRequest) -> None:
-        presence = Cancellation(stays, loop.time() + 3600)
+        stays = Cancellation(loop.create_future(), loop.time() + 3600)
         try:
-            await embed(model, request, worker, 10**9, presence, lambda _: None)
+            await embed(model, request, worker, 10**9, stays, lambda _: None)
         finally:
-            presence.end()
+            stays.end()
 
     def run(texts: list[str], _: int) -> float:
         request = EmbeddingsRequest(None, texts, None)
