@@ -1,4 +1,4 @@
-"""Request errors (status, type, code) and start-up errors (exit status): two roots."""
+"""Request errors (status, type, code) and start-up errors (exit status)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AUTHENTICATION = "authentication_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 
-# code -> (HTTP status, OpenAI error type). The README's table is checked against this one.
+# code -> (HTTP status, OpenAI error type). docs/api.md's table is made of this one.
 ERRORS: Mapping[str, tuple[int, str]] = {
     "invalid_http": (400, INVALID_REQUEST),
     "invalid_json": (400, INVALID_REQUEST),

@@ -40,7 +40,7 @@ _RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric; the README's table is checked against METRICS."""
+    """One metric; docs/observing.md's table is made of METRICS."""
 
     kind: type[Counter] | type[Gauge] | type[Histogram]
     name: str

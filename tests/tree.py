@@ -19,7 +19,7 @@ LEAST = 80
 
 
 def modules() -> dict[str, Path]:
-    """Path of each module by its name, such as "batching" or "bulk.engine"; no __init__."""
+    """Path of each module by its name, such as "errors" or "bulk.pipeline"; no __init__."""
     found = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
         for path in sorted(PACKAGE.rglob("*.py"))

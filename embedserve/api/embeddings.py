@@ -68,7 +68,7 @@ class Embeddings:
             series.requests_in_flight.inc()
             reservation.add(wanted.count * answer_bytes(model.manifest.dimension))
             _check_fingerprint(headers, model)
-            cancellation = present(scope, receive, headers, self._settings)
+            cancellation = cancellation_of(scope, receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
                 embedded = await embed(
@@ -151,7 +151,9 @@ def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
     return rendered
 
 
-def present(scope: Scope, receive: Receive, headers: Headers, settings: Settings) -> Cancellation:
+def cancellation_of(
+    scope: Scope, receive: Receive, headers: Headers, settings: Settings
+) -> Cancellation:
     """Watch a client whose body was read, within the deadline that it asks for."""
     timeout = deadline.deadline(headers, settings.request_timeout)
     return Cancellation(client_left(scope, receive), asyncio.get_running_loop().time() + timeout)

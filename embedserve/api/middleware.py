@@ -43,10 +43,10 @@ _EXPOSED = (
 def wrapped(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
     """Put around the router what stands around every request, as settings say."""
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
-    frame = ServiceMiddleware(app, keys, open_paths, metrics.refused)
+    service = ServiceMiddleware(app, keys, open_paths, metrics.refused)
     if not settings.cors_origins:
-        return frame
-    return Cors(frame, settings.cors_origins, metrics.refused)
+        return service
+    return Cors(service, settings.cors_origins, metrics.refused)
 
 
 class ServiceMiddleware:
@@ -117,7 +117,7 @@ class ServiceMiddleware:
 
 
 class Cors(CORSMiddleware):
-    """starlette's CORS; a preflight has the frame of every request, but asks for no key."""
+    """starlette's CORS; a preflight has the middleware of every request, but needs no key."""
 
     def __init__(
         self, app: ServiceMiddleware, origins: tuple[str, ...], on_refusal: Callable[[str], None]

@@ -40,7 +40,7 @@ class Intake:
     ) -> EmbeddingsRequest:
         """Return what a request asks for; RequestError past a limit, or of `parse`.
 
-        Afterwards `share` holds what was parsed, and nothing of the body, which is let go of.
+        Afterwards `reservation` holds what was parsed, and nothing of the body, which is let go of.
         """
         content = await body.read(receive, headers, self._settings, reservation, self._takes_ids)
         size = len(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import Receive, Scope, Send
 
 from embedserve.api import parse, render
-from embedserve.api.embeddings import present
+from embedserve.api.embeddings import cancellation_of
 from embedserve.api.request_body import Intake
 from embedserve.config.settings import Settings
 from embedserve.engine.embed import show_tokens
@@ -38,7 +38,7 @@ class Tokenize:
         try:
             wanted = await self._intake.take(receive, headers, reservation, parse.parse_tokenize)
             model, wanted = self._registry.resolve(wanted)
-            cancellation = present(scope, receive, headers, self._settings)
+            cancellation = cancellation_of(scope, receive, headers, self._settings)
             try:
                 most = self._settings.max_request_tokens
                 parts = await show_tokens(

@@ -96,7 +96,7 @@ Pool = Callable[[Floats, Ints], Floats]
 # tokens has a vector, zeros, where any other model has none.
 BAG = "bag"
 
-# sentence-transformers' names, in its order of concatenation for the older configuration keys.
+# sentence-transformers' names.
 POOLING: Mapping[str, Pool] = {
     "cls": cls,
     "max": maximum,

@@ -176,7 +176,7 @@ class Front:
 
 
 def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Metrics) -> ASGIApp:
-    """Build the ingress application: the routes and frame of `embedserve serve`."""
+    """Build the ingress application: the routes and middleware of `embedserve serve`."""
     front = Front(settings, directory, metrics)
     router = Router(routes(front, settings.max_inputs), redirect_slashes=False)
     return _at_root(wrapped(_leaving(router), settings, keys, metrics))

@@ -12,8 +12,8 @@ from embedserve.model.cost import Shape
 
 # One pass is enough for a first guess; each later pass weighs 1/20.
 _RATE_WEIGHT = 0.05
-# How fast what passes is learned: at once when it is more, slowly when it is less, so that the
-# prediction holds for nearly all and not for half.
+# How fast the share of passing work is learned: fast when it grows, slowly when it shrinks. So the
+# prediction holds for nearly all requests, not for half.
 _MORE_WEIGHT, _LESS_WEIGHT = 0.2, 0.02
 # How fast the pace of slices is learned: sooner when they take longer, for the same reason.
 _SLOWER_WEIGHT, _FASTER_WEIGHT = 0.3, 0.1
@@ -32,7 +32,7 @@ class Ahead:
 
     @property
     def passing(self) -> float:
-        """The most that may still come and pass it, as far as there was as much before."""
+        """The most work that may still come and pass it; at most as much as waited before it."""
         return min(PATIENCE * self.cost, self.before)
 
 
@@ -62,7 +62,10 @@ class Pace:
 
 
 class Admission:
-    """Rates in cost units per second and lane. Owned by the event loop; has no clock."""
+    """Decides who waits too long (429), by rates in cost units per second and lane.
+
+    Owned by the event loop; has no clock.
+    """
 
     def __init__(self, rates: Mapping[Shape, float], lanes: int, max_wait: float) -> None:
         self._rates = dict(rates)
@@ -77,10 +80,10 @@ class Admission:
         self._rates[shape] = known + _RATE_WEIGHT * (rate - known) if known else rate
 
     def learn(self, ahead: Ahead, done: float) -> None:
-        """Learn from a request of which all had run, or was running, when `done` work was.
+        """Learn from a request whose last pass had begun when `done` work was done.
 
-        What others got until then is what it waited for: it shares its passes, too. One that found
-        less than its own work hardly waited, and says nothing of those that do.
+        It waited for all that others got until then, also in its own passes. One that found less
+        work than its own hardly waited, so nothing is learned from it.
         """
         if ahead.before < ahead.cost or ahead.passing <= 0:
             return

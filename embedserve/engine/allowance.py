@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 # So many seconds at once, and half of the time in the long run: short texts of English take a
-# tenth of it. 300 requests at once of the 500 characters that cost the most are 1.5 s.
+# tenth of it. Without a limit, 300 simultaneous requests with the 500 most expensive characters
+# would take 1.5 s.
 _BURST, _PART = 0.02, 0.5
 
 

@@ -1,16 +1,15 @@
 """Which sequences share a forward pass, and in which order: Entry, BatchQueue; pure.
 
-The rule. A request's key is the work done when it came plus PATIENCE times the work it asks for:
-who asks for little passes who asks for much, until PATIENCE times the work of the larger request
-has gone by; from then on nothing newer passes it, so nothing starves. A pass starts from the entry
-with the smallest key (the longest of its request first) and is filled, in key order, with sequences
-of near lengths up to a budget of tokens: on a CPU small passes of equal lengths beat big ones.
-Sequences that could wait for much longer do not fill it: a query's pass is as short as the query.
-While small requests come, the passes of larger ones are smaller: whoever comes next waits for the
-end of one.
-When less waits than would fill the free lanes, it is shared out among them.
-Sequences too long for a padded pass share one only with sequences of exactly their length.
-A sequence that two requests ask for waits once, at the better of their places.
+A request's key is the work done when it came plus PATIENCE times its own work. So a small request
+passes a large one until PATIENCE times the large one's work is done. After that nothing newer
+passes it, so nothing starves. A pass starts from the entry with the smallest key (the longest of
+its request first). It is filled, in the order of keys, with sequences of near lengths up to a
+budget of tokens: on a CPU small passes of equal lengths beat big ones. Sequences with a much
+larger key do not join it, so the pass of a query stays as short as the query. While small requests
+come, the passes of larger ones are smaller: whoever comes next waits for the end of one. When less
+waits than would fill the free lanes, it is shared out among them. Sequences too long for a padded
+pass share one only with sequences of exactly their length. A sequence that two requests ask for
+waits once, at the better of their places.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ LONG_PASS_BUDGETS = 8
 class Entry:
     """One sequence: its ids (t,) int64, and who reads its row, each with the row's place.
 
-    `key` is what it is known by to whoever queues it; the rest is the queue's: `place` is its key
-    there, and `reach` how far ahead of the work done that was.
+    `key` identifies it for the caller. The queue sets the rest: `place` is its order there, `reach`
+    is `place` minus the work done when it was queued.
     """
 
     ids: Ints
@@ -112,7 +111,7 @@ class BatchQueue:
         return self._work[shape].cost
 
     def cost_before(self, cost: float) -> dict[Shape, float]:
-        """The work, by model, that goes before a request that asks for `cost` now; to one pass."""
+        """The work of each model that goes before a request of `cost` now, exact to one budget."""
         last = self._budgets(self.done + PATIENCE * cost)
         before: dict[Shape, float] = defaultdict(float)
         for (shape, budgets), work in self._places.items():
@@ -183,7 +182,7 @@ class BatchQueue:
     def _fill(self, first: Entry, room: float) -> Iterator[Entry]:
         """Remove and return what shares the pass of `first`, in the order of keys.
 
-        What does not fit is looked at again with each that does: a larger pass may have padding.
+        What does not fit is tried again after each that does: a larger pass may have more padding.
         """
         last = first.place + max(self._budget, first.reach)
         count, longest, total = 1, len(first.ids), len(first.ids)

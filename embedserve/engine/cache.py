@@ -1,6 +1,6 @@
 """Rows that were computed, by model fingerprint and token ids; bounded in bytes.
 
-Exact, because a sequence's vector has the same bits in any company.
+Exact on a CPU, where a sequence's vector has the same bits in any company.
 """
 
 from __future__ import annotations

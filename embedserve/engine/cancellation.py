@@ -1,4 +1,4 @@
-"""Whether somebody still waits for an answer: the client, within its deadline."""
+"""Ends a request when its client leaves or its deadline passes: Cancellation."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from embedserve.model.tokenizer import (
     slices,
 )
 
-# So few are tokenized on the loop: 0.1 ms, as much as going to a thread and back.
+# So few are tokenized on the loop: 0.1 ms of short words, as much as going to a thread and back.
 FEW_CHARACTERS = 512
 
 # Tokens of some texts, and the first one's index in the request -> bytes.
@@ -57,7 +57,7 @@ async def embed(
     cancellation: Cancellation,
     hold: Callable[[int], None],
 ) -> Embedded:
-    """Tokenize, queue, wait for the rows, cut to `dimensions`; RequestError when refused.
+    """Tokenize, queue, wait for the rows, cut them as asked; RequestError when refused.
 
     When nobody waits any more, as `cancellation` says, what is left of it is never computed.
     `hold` is told of the bytes that tokenizing keeps.

@@ -25,7 +25,7 @@ class Job:
     submitted: float
     remaining: int
     entries: list[Entry] = field(default_factory=list)
-    ahead: Ahead | None = None  # None: nothing of it had to be computed for it alone
+    ahead: Ahead | None = None  # None: every row was cached or is being computed
     started: float | None = None  # when its first pass began
     reached: float = 0.0  # the work done when its last pass so far began, that pass included
     finished: float = 0.0
@@ -63,7 +63,7 @@ class InFlight:
                 job.entries.append(entry)
             entry.readers.append((job, row))
 
-    def land(self, entry: Entry) -> None:
+    def forget(self, entry: Entry) -> None:
         """Forget a sequence that is done: who asks for it next has it computed anew."""
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]

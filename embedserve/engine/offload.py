@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Started:
-    """A task that waits or runs, with its future and the callback that charges its memory."""
+    """A task that waits or runs in slices, its future, and the callback that charges its memory."""
 
     task: Task[Any]
     future: asyncio.Future[Any]

@@ -233,12 +233,12 @@ class Scheduler:
         unwanted = [entry for entry in entries if not is_wanted(entry)]
         for entry in unwanted:
             if entry.waiting:
-                self._in_flight.land(entry)
+                self._in_flight.forget(entry)
         self.queue.discard(unwanted)
         for work in self._running if unwanted else ():
             if not any(map(is_wanted, work.entries)):
                 for entry in work.entries:  # who asks from now on has it computed anew
-                    self._in_flight.land(entry)
+                    self._in_flight.forget(entry)
                 work.stop.ask()
 
     def _pump(self) -> None:
@@ -263,7 +263,7 @@ class Scheduler:
             half = self._again.popleft()
             for entry in half:
                 if not is_wanted(entry):
-                    self._in_flight.land(entry)
+                    self._in_flight.forget(entry)
             if entries := [entry for entry in half if is_wanted(entry)]:
                 return entries
         return []
@@ -330,7 +330,7 @@ class Scheduler:
             )
 
     def _fail_readers(self, entry: Entry, error: Callable[[int], RequestError]) -> None:
-        self._in_flight.land(entry)
+        self._in_flight.forget(entry)
         for job, row in entry.readers:
             self.fail(job, error(row))
 
@@ -341,7 +341,7 @@ class Scheduler:
             if not is_usable:
                 self._fail_readers(entry, _non_finite)
                 continue
-            self._in_flight.land(entry)
+            self._in_flight.forget(entry)
             if self._cache is not None:
                 self._cache.put(entry.key, row)
             for job, place in entry.readers:

@@ -16,12 +16,12 @@ Headers = Mapping[bytes, bytes]
 
 JSON = "application/json"
 _JSON = JSON.encode()
-# What is left of a body that was refused by its headers is not read.
+# When a request's headers are refused, the rest of its body is not read.
 _CLOSE = {"Connection": "close"}
 _LATE = "the body is late"
 _STALLED = "the body is stalled"
-# A smaller body is parsed without being looked at: whatever it is made of, it takes a millisecond,
-# and at most 40 times its bytes for that long.
+# A smaller body is parsed without counting its values first. At worst that takes a millisecond and,
+# for that time, 40 times its bytes.
 SMALL = 16_384
 
 
@@ -39,8 +39,8 @@ async def read(
 ) -> bytes | bytearray:
     """Return the whole body of a JSON request: 400, 408, 413, 415 or 429 past the limits.
 
-    `share` holds what came, what parsing it takes, and what is parsed. `takes_ids`: the body may
-    hold as many integers as a request may have tokens; else it has hardly more values than texts.
+    `reservation` holds what came, what parsing it takes, and what is parsed. `takes_ids`: the body
+    may hold as many integers as a request may have tokens; else hardly more values than texts.
 
     ClientLeftError when the client closes its connection before the end.
     """
@@ -94,7 +94,7 @@ def _check_headers(found: Headers, limit: int) -> None:
 
 
 def most_values(settings: Settings, *, takes_ids: bool) -> int:
-    """How many values and separators a body may have: twice its texts, or a mark for each id."""
+    """How many values and separators a body may have: two a text, one an id, and FIELDS."""
     ids = settings.max_request_tokens + settings.max_inputs if takes_ids else 0
     return 2 * settings.max_inputs + ids + FIELDS
 

@@ -1,8 +1,8 @@
 """HTTP/1.1 on one connection: uvicorn's httptools protocol with limits, deadlines and JSON errors.
 
-What httptools parses it accepts in any size and at any pace; here a head has bounds in bytes,
-fields and time, one request is parsed at a time, a client that does not read is cut off, and what
-cannot be parsed gets the error body of every other failure.
+httptools accepts a request of any size and speed. Here a head is limited in bytes, fields and time;
+one request is parsed at a time; a client that does not read is cut off; what cannot be parsed gets
+the usual error body.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to i
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
 # send buffer, so a client that reads less than some 50 KB/s of a big answer counts as stopped.
 WRITE_SECONDS = 30.0
-# A process that was stopped finds timers due before it has read what came meanwhile: then they give
-# it time for that.
+# After a process was stopped, timers are due before it has read what arrived meanwhile. So a timer
+# that is due waits this much longer.
 AGAIN_SECONDS = 0.05
 # A client that still sends is read on for so long after a refusal, so that it can read the answer:
 # closing at once would reset the connection under it.
@@ -52,10 +52,11 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 67_108_864
 # So many connections linger at a time, besides max_connections; others are closed at once.
 LINGERING = 100
-# A transport holds this much and no more than one answer for a client that does not read. Until it
-# has read, its next request is not looked at.
+# For a client that does not read, a transport holds this much and at most one answer. The client's
+# next request is parsed only after it has read.
 WRITE_BYTES = 8_192
-# A piece ends with an empty line. What has more of them goes on in the loop's next turn.
+# A turn of the loop parses at most so many pieces, each of which ends with an empty line. The rest
+# is parsed in a later turn.
 PIECES = 64
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ class Protocol(HttpToolsProtocol):
     bytes until it is answered, and nothing more is read meanwhile.
     """
 
-    # Apart from the parent's attributes, which are just few enough for the dictionary's keys to be
-    # shared by all connections: two of the six kilobytes of an idle one.
+    # Slots, beside the parent's attributes. Those are just few enough for all connections to share
+    # the dictionary's keys, which saves two of an idle connection's six kilobytes.
     __slots__ = (
         "_before",
         "_body_left",
@@ -242,8 +243,8 @@ class Protocol(HttpToolsProtocol):
                 if isinstance(error.__context__, MemoryError)
                 else unparsable("the request is not valid HTTP/1.1")
             )
-        # Bytes of one head, of trailers or between requests: what brings neither a whole head nor
-        # a piece of a body.
+        # Bytes of one head, of trailers or between requests that complete no head and bring no part
+        # of a body.
         self._quiet_bytes = 0 if self._progressed else self._quiet_bytes + count
         if self._quiet_bytes > MAX_HEAD_BYTES:
             self._refusal = self._refusal or too_large(self.url)

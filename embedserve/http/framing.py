@@ -1,4 +1,4 @@
-"""Where a request ends in a stream of bytes, and which heads are accepted: HTTP/1.1 as numbers."""
+"""Finds where a request ends in a stream of bytes, and decides which heads are accepted."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _check_coding(value: bytes, parser: httptools.HttpRequestParser) -> None:
 def declined(
     method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]
 ) -> bytes:
-    """Return the head of a request that offers another protocol as one that does not."""
+    """Return the head of a request without its offer of another protocol."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode("ascii"))]
     for name, value in headers:
         if name == b"upgrade":

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 # What a request has beside its inputs: its fields, each with a colon, a comma and its text.
 FIELDS = 1_000
-# Of an array of arrays of integers, with the parser's own 24: the most of what is accepted.
+# Bytes for each value. The worst accepted body is an array of arrays of integers; the parser's own
+# 24 are included.
 VALUE_BYTES = 64
 # An accepted body has one object. Each of `{"":0}` costs 270 bytes.
 MOST_OBJECTS = 16
 
 _MARKS = (b",", b"[", b":")
-# What UTF-8 has in characters up to U+00FF, and up to U+FFFF: a text of them takes 1 byte, or 2.
+# The UTF-8 bytes of characters up to U+00FF, and up to U+FFFF. A text of such characters takes 1
+# byte a character, or 2.
 _NARROW = bytes(range(0xC4))
 _MIDDLE = bytes(range(0xF0))
 

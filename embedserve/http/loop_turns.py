@@ -1,4 +1,4 @@
-"""Whose turn it is: connections with more to do than others, a few in each turn of the loop."""
+"""Connections with more to do than others wait here; a few go on in each turn of the loop."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from embedserve.errors import RequestError
 
 # A body is held as it came, and as the parser's copy of it; its texts are counted by their width.
 BODY_COPIES = 2
-# A vector is held as float32 while it is computed, and as JSON of up to 13 bytes a component, with
-# what that takes to grow. Its text waits for it with some objects: in the queue, and in a pass.
+# A component takes 4 bytes as float32 and up to 13 as JSON, plus what the JSON needs to grow. A
+# text takes some objects in the queue and in a pass.
 _COMPONENT_BYTES = 20
 _ENTRY_BYTES = 1_000
 EBB_BYTES = 16_000_000
@@ -27,8 +27,9 @@ PROGRESS_SECONDS = 1.0
 class MemoryBudget:
     """How many bytes all requests hold, at most `limit`. Owned by the event loop.
 
-    The last eighth is for small requests. A large one is taken whatever it holds while the others
-    hold no more than that: so all of them hold at most `limit`, or the largest and an eighth.
+    The last eighth is for small requests. A large request is accepted, whatever it holds, while all
+    others together hold at most that eighth. So all hold at most `limit`, or the largest and an
+    eighth of `limit`.
     `on_ebb` is called when next to nothing is held after much was.
     """
 
@@ -49,7 +50,7 @@ class MemoryBudget:
         self._arrivals: set[Arrival] = set()
 
     def make_room(self, reservation: Reservation, count: int) -> None:
-        """429 when `share` cannot come to hold `count`, though stalled bodies are given up."""
+        """Give up stalled bodies until `reservation` can hold `count`; 429 when it cannot."""
         while not self._fits(reservation, count):
             stalled = largest_stalled(self._arrivals - {reservation.arrival}, self.clock())
             if stalled is None:
@@ -64,7 +65,7 @@ class MemoryBudget:
             stalled.give_up()
 
     def change(self, before: int, after: int) -> None:
-        """One request held `before`, and holds `after`."""
+        """Record that one request holds `after` bytes instead of `before`."""
         if before <= self._small_bytes:
             self._small -= before
         if after <= self._small_bytes:
@@ -152,12 +153,12 @@ class Arrival:
             self._progressed, self._since = now, 0
 
     def is_stalled(self, now: float) -> bool:
-        """Whether PROGRESS_BYTES take it longer than PROGRESS_SECONDS."""
+        """Whether PROGRESS_BYTES take it PROGRESS_SECONDS or longer."""
         return self._is_slow or now - self._progressed >= PROGRESS_SECONDS
 
 
 def largest_stalled(arrivals: Iterable[Arrival], now: float) -> Arrival | None:
-    """Return what is given up first: of the bodies that make no progress the largest."""
+    """Return the body to give up first: the largest of those that make no progress."""
     stalled = (arrival for arrival in arrivals if arrival.is_stalled(now))
     return max(stalled, key=lambda arrival: arrival.reservation.bytes, default=None)
 

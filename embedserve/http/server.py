@@ -29,7 +29,7 @@ KEEP_ALIVE_SECONDS = 75
 IDLE_SECONDS = 1.0
 # Whoever spreads the traffic needs a while to see that readiness fails.
 QUIET_SECONDS = 1.0
-# For what the kernel accepted to be taken up.
+# Time to take up the connections that the kernel has accepted.
 QUEUE_SECONDS = 0.1
 ACCEPTED = 16  # connections taken up in each turn of the loop
 
@@ -134,6 +134,6 @@ class Server(uvicorn.Server):
             elif now - busy >= quiet:
                 return
             for connection in list(self.server_state.connections):
-                connection.wind_up(IDLE_SECONDS)  # type: ignore[union-attr]  # protocol.Protocol
+                connection.wind_up(IDLE_SECONDS)  # type: ignore[union-attr]  # connection.Protocol
             await self.on_tick(0)  # the Date header goes on
             await asyncio.sleep(0.02)

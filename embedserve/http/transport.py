@@ -18,7 +18,7 @@ class Buffers:
 
 
 class Buffered:
-    """A protocol that uvloop reads into its own buffers for.
+    """Lets uvloop read into the protocol's own buffers.
 
     uvloop takes an asyncio.Protocol, which uvicorn's is, for one that is handed 256,000 bytes at
     once.

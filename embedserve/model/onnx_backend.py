@@ -1,4 +1,4 @@
-"""One onnxruntime session of a model: Batch -> (b, dim) float32; its options: OnnxBackend."""
+"""The onnxruntime sessions of a model: Batch -> (b, dim) float32; their options: OnnxBackend."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class OnnxBackend:
     ) -> None:
         self.manifest = manifest
         self.provider = provider
-        # Kept: sessions use the memory of these, and do not keep it.
+        # Kept alive: sessions use this memory and hold no reference to it.
         self._tables = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(table)
             for name, table in artifact.map_tables(directory, manifest).items()

@@ -1,4 +1,4 @@
-"""What is asked of a model: texts or token ids, prompt, dimensions; no wire in it."""
+"""What is asked of a model: texts or token ids, prompt, dimensions, form of the answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUT_TYPES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsRequest:
-    """A well-formed POST embeddings. `texts` or `token_ids` has 1 to max_inputs items."""
+    """A well-formed request. `texts` or `token_ids` has 1 to max_inputs items."""
 
     model: str | None
     texts: list[str] | None

@@ -34,7 +34,7 @@ STEP_CHARACTERS = 4_000
 _TEXT_CHARACTERS = 16
 # What an array of ids takes beside its ids.
 _ARRAY_BYTES = 112
-# Tables have more rows than words, for round numbers: by a few hundred in what is known.
+# A table may have more rows than words, to make the number round: a few hundred in known models.
 SPARE_ROWS = 4096
 # What tokenizing takes for each character, at most (CJK, a token each): 110 bytes.
 ENCODED_BYTES = 128
@@ -110,9 +110,8 @@ class Tokenizer:
     ) -> Encoded:
         """Tokenize prompt + text, each to at most `max_tokens` ids with special tokens.
 
-        `truncate` says which end of a longer text is cut, or that it is an error. Call it in a
-        thread: `encode_batch` releases the GIL. `first` is the first text's index in its request,
-        for errors.
+        `truncate` says which end of a longer text is cut, or that it is an error. The
+        library releases the GIL. `first` is the first text's index in its request, for errors.
         """
         self._check_characters(texts, prompt, first)
         memory.check(ENCODED_BYTES * (sum(map(len, texts)) + len(prompt) * len(texts)))
@@ -244,7 +243,7 @@ class Tokenizer:
 
 
 def slices(texts: list[S], prompt: str, most: int) -> Iterator[tuple[int, list[S]]]:
-    """Cut texts, or lists of token ids, into parts that cost `most`, or of one that costs more.
+    """Cut texts, or lists of token ids, into parts that cost at most `most`, or are one.
 
     Each comes with its first text's index.
     """

@@ -40,12 +40,12 @@ def server(directory: Path) -> Run:
     async def make() -> Scheduler:
         return Scheduler({"m": model.encoder}, lanes, provider.tokens_per_pass, 1e9, metrics)
 
-    worker = loop.run_until_complete(make())
+    scheduler = loop.run_until_complete(make())
 
     async def one(request: EmbeddingsRequest) -> None:
         stays = Cancellation(loop.create_future(), loop.time() + 3600)
         try:
-            await embed(model, request, worker, 10**9, stays, lambda _: None)
+            await embed(model, request, scheduler, 10**9, stays, lambda _: None)
         finally:
             stays.end()
 
