@@ -136,6 +136,8 @@ class TestCode:
     def test_make(self) -> None:
         """Every target and variable of make exists."""
         known = set(re.findall(r"^([a-z.][\w./-]*):", MAKEFILE, re.MULTILINE))
+        locks = (ROOT / "requirements").glob("*.txt")  # each makes an environment
+        known |= {f".venv-{path.stem}/.installed" for path in locks}
         variables = set(re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE))
         lines = [line for path in PATHS for line in re.findall(r"`make ([^`]+)`", text(path))]
         lines += [line for path, line in commands("make") if path in HELD]
