@@ -37,6 +37,7 @@ from embedserve.http.refusals import out_of_memory
 from embedserve.http.request_id import request_ids
 from embedserve.http.transport import LARGE, SMALL, Buffered, Buffers, Lingering
 from embedserve.metrics import Metrics
+from embedserve.system import memory
 
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
@@ -83,6 +84,19 @@ class Shared:
     departures: Departures
     turns: LoopTurns
     lingering: int = 0  # connections that are only read to be dropped
+    dropped: int = 0  # of those, how many have gone since memory was given back
+
+    def drop(self) -> None:
+        """A connection that lingered has gone. After many of them the system gets memory back.
+
+        What they have sent lay in pieces of all sizes: the C library would keep 36 MB of 300 URLs
+        without an end.
+        """
+        self.lingering -= 1
+        self.dropped += 1
+        if self.dropped >= LINGERING and not self.lingering:
+            self.dropped = 0
+            memory.trim()
 
 
 class Protocol(HttpToolsProtocol):
@@ -154,9 +168,9 @@ class Protocol(HttpToolsProtocol):
         self._stop_write_timer()
         self._unset_keepalive_if_required()
         self._release()
-        if self._lingering:
-            self._shared.lingering -= 1
         super().connection_lost(exc)
+        if self._lingering:
+            self._shared.drop()
         self._leave()
 
     def eof_received(self) -> None:
