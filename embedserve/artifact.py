@@ -38,7 +38,7 @@ TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FinishingStep:
     """One finishing step. `weight` and `bias` name .npy files of the artifact."""
 
     kind: str
@@ -103,7 +103,7 @@ class Manifest:
     vocabulary: int
     max_tokens: int
     pooling: tuple[str, ...]
-    finishing: tuple[Step, ...]
+    finishing: tuple[FinishingStep, ...]
     matryoshka: tuple[int, ...]
     prompts: Mapping[str, str]
     default_prompt_name: str | None

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedserve import artifact
-from embedserve.artifact import Manifest, Step
+from embedserve.artifact import FinishingStep, Manifest
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.system import atomic_write
 from export import memory, pickles, sources, tasks, view
 from export.pickles import Converted
-from export.reference import Answers, Case, Job
+from export.reference import Answers, Case, Question
 from export.sources import Source
 from export.steps import Nurseries
 from export.texts import generated
@@ -209,11 +209,11 @@ def _viewed(directory: Path, found: Facts, scratch: Path) -> tuple[Path, Facts]:
 
 def _question(
     directory: Path, scratch: Path, found: Facts, cases: Sequence[Case], texts: Sequence[str]
-) -> Job:
+) -> Question:
     """What the reference is asked about a model."""
     place = scratch / "reference"
     place.mkdir()
-    return Job(
+    return Question(
         directory=directory,
         scratch=place,
         limit=found.own_limit,
@@ -227,7 +227,7 @@ def _question(
 
 def _graph_and_answers(
     found: Facts,
-    question: Job,
+    question: Question,
     stage: Path,
     scratch: Path,
     spec: ModelSpec,
@@ -249,7 +249,9 @@ def _graph_and_answers(
             return written, question.read(asking)
 
 
-def _manifest(spec: ModelSpec, found: Any, finishing: tuple[Step, ...], written: Any) -> Manifest:
+def _manifest(
+    spec: ModelSpec, found: Any, finishing: tuple[FinishingStep, ...], written: Any
+) -> Manifest:
     return Manifest(
         name=spec.name,
         format=artifact.FORMAT,
@@ -277,7 +279,7 @@ def _manifest(spec: ModelSpec, found: Any, finishing: tuple[Step, ...], written:
     )
 
 
-def _save_arrays(finishing: tuple[Any, ...], stage: Path) -> tuple[Step, ...]:
+def _save_arrays(finishing: tuple[Any, ...], stage: Path) -> tuple[FinishingStep, ...]:
     """Write each step's arrays as .npy, named by the step's place."""
     steps = []
     for i, step in enumerate(finishing):
@@ -287,7 +289,7 @@ def _save_arrays(finishing: tuple[Any, ...], stage: Path) -> tuple[Step, ...]:
             if array is not None:
                 names[part] = f"{i}_{step.kind}_{part}.npy"
                 np.save(stage / f"{names[part]}", array, allow_pickle=False)
-        steps.append(Step(step.kind, step.eps, step.activation, **names))
+        steps.append(FinishingStep(step.kind, step.eps, step.activation, **names))
     return tuple(steps)
 
 

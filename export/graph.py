@@ -15,7 +15,7 @@ from embedserve.errors import Exit, StartupError
 from export import steps, weights_file
 from export.facts import Facts
 from export.families.registry import FAMILIES
-from export.steps import Nurseries, Step
+from export.steps import Nurseries, StepProcess
 
 # What optimum makes of these is fused whole, and artifacts made of them keep their fingerprint.
 _OPTIMUM = frozenset(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"))
@@ -47,7 +47,7 @@ def is_optimums(facts: Facts) -> bool:
     return facts.model_type in _OPTIMUM and small
 
 
-def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Step:
+def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> StepProcess:
     """Begin to write stage/model.onnx and weights.bin, in another process.
 
     The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
@@ -85,7 +85,7 @@ def _job(facts: Facts) -> dict[str, Any]:
     }
 
 
-def finish(step: Step, facts: Facts, stage: Path, precision: str) -> Graph:
+def finish(step: StepProcess, facts: Facts, stage: Path, precision: str) -> Graph:
     """Wait for the graph, in `precision`. StartupError (65) when the model cannot be exported."""
     try:
         result = step.result()

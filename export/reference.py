@@ -10,7 +10,7 @@ import numpy as np
 
 from embedserve.arrays.types import Floats, Ints
 from embedserve.errors import Exit, StartupError
-from export.steps import Nurseries, Step
+from export.steps import Nurseries, StepProcess
 
 MODULE = "export.reference_step"
 TOKENIZER, ARRAYS = "reference-tokenizer.json", "reference.npz"
@@ -25,7 +25,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CaseAnswer:
     """What the reference says about a case: ids (t,) and one vector per dimension (d,)."""
 
     ids: Ints
@@ -36,7 +36,7 @@ class Answer:
 class Answers:
     """All that the reference said: the answers to the cases, and ids of further texts."""
 
-    cases: tuple[Answer, ...]
+    cases: tuple[CaseAnswer, ...]
     ids: tuple[Ints, ...]
     tokenizer: Path
     versions: Mapping[str, str]
@@ -44,7 +44,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Question:
     """What the reference is asked: see `run`.
 
     `added` are finishing steps that the card asks for and the files do not say: kind and eps.
@@ -60,7 +60,7 @@ class Job:
     matryoshka: Sequence[int]
     added: Sequence[tuple[str, float]]
 
-    def start(self, nurseries: Nurseries) -> Step:
+    def start(self, nurseries: Nurseries) -> StepProcess:
         """Begin to ask, in another process."""
         job = {
             "directory": str(self.directory),
@@ -74,7 +74,7 @@ class Job:
         }
         return nurseries.start(MODULE, job, self.scratch)
 
-    def read(self, step: Step) -> Answers:
+    def read(self, step: StepProcess) -> Answers:
         """Wait for the answers. StartupError where sentence-transformers cannot run the model."""
         try:
             result = step.result()
@@ -89,7 +89,7 @@ class Job:
         count = len(self.cases)
         rows = [tuple(matrix[i] for matrix in vectors) for i in range(count)]
         return Answers(
-            cases=tuple(map(Answer, ids[:count], rows)),
+            cases=tuple(map(CaseAnswer, ids[:count], rows)),
             ids=tuple(ids[count:]),
             tokenizer=self.scratch / TOKENIZER,
             versions=result["versions"],

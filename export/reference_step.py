@@ -14,7 +14,7 @@ import numpy as np
 from embedserve.arrays.types import Ints
 from embedserve.errors import Exit, StartupError
 from export.libraries import quiet, versions
-from export.reference import ARRAYS, TOKENIZER, Answer, Case
+from export.reference import ARRAYS, TOKENIZER, Case, CaseAnswer
 from export.steps import Json
 
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "tokenizers", "numpy")
@@ -99,7 +99,7 @@ class _Reference:
         ids: Ints = features["input_ids"].reshape(-1).numpy().astype(np.int64)
         return ids
 
-    def answer(self, case: Case, matryoshka: Sequence[int]) -> Answer:
+    def answer(self, case: Case, matryoshka: Sequence[int]) -> CaseAnswer:
         """Ids and the final vector, then those of each Matryoshka dimension."""
         import torch
 
@@ -112,7 +112,7 @@ class _Reference:
         rows = pooled[None].to(torch.float32)
         vectors = [self._card(rows, None)]
         vectors += [self._card(rows, size) for size in matryoshka if size < rows.shape[1]]
-        return Answer(ids, tuple(vector[0].numpy() for vector in vectors))
+        return CaseAnswer(ids, tuple(vector[0].numpy() for vector in vectors))
 
     def _card(self, rows: Any, size: int | None) -> Any:
         """What a model's card does after pooling: layer_norm, cut to `size`, normalize."""

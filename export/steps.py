@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MOST_BYTES = 16 << 20  # of a request: texts and paths
 
 
-class Step:
+class StepProcess:
     """A running step. Use it as a context manager: what still runs at its end is killed."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Step:
         self._errors = errors
         self._child = child  # to be waited for
 
-    def __enter__(self) -> Step:
+    def __enter__(self) -> StepProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -111,7 +111,7 @@ class Nurseries:
 
     def start(
         self, module: str, job: Mapping[str, Any], scratch: Path, path: Path | None = None
-    ) -> Step:
+    ) -> StepProcess:
         """Run `module`.run(job) in another process, whose temporary files go to `scratch`.
 
         With `path` that folder comes first where it looks for packages.
@@ -129,7 +129,7 @@ class Nurseries:
                 socket.send_fds(link, [message], [theirs, errors.fileno()])
         finally:
             os.close(theirs)
-        return Step(module, os.fdopen(ours, "rb"), errors, child)
+        return StepProcess(module, os.fdopen(ours, "rb"), errors, child)
 
     def _link(self, path: Path | None) -> socket.socket:
         """The socket to the nursery of `path`, which is started where there is none that runs."""

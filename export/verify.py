@@ -18,7 +18,7 @@ from embedserve.model.encoder import Encoder
 from embedserve.model.onnx_backend import OnnxBackend
 from embedserve.model.tokenizer import Tokenizer
 from export.facts import Facts
-from export.reference import Answer, Answers, Case
+from export.reference import Answers, Case, CaseAnswer
 from export.texts import GOLDEN, TEXTS, past_limit
 
 # What checking golden vectors may cost at start, in bytes of graph times tokens: 0.2 s
@@ -125,7 +125,7 @@ def _compare_rows(
     rows: Floats,
     members: Sequence[int],
     cases: Sequence[Case],
-    answers: Sequence[Answer],
+    answers: Sequence[CaseAnswer],
     tolerance: float,
 ) -> tuple[float, float]:
     """Return the largest difference and smallest cosine; StartupError past `tolerance`."""
@@ -166,7 +166,7 @@ def _shown(ids: Ints) -> str:
     return f"{ids[:8].tolist()}{'...' if len(ids) > 8 else ''} ({len(ids)})"
 
 
-def _golden(cases: Sequence[Case], answers: Sequence[Answer], most_tokens: int) -> Golden:
+def _golden(cases: Sequence[Case], answers: Sequence[CaseAnswer], most_tokens: int) -> Golden:
     """The golden texts, and one with each prompt written out: vectors of the reference.
 
     The longest are left out while there are more than `most_tokens`, down to two.

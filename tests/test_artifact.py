@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve import artifact
-from embedserve.artifact import FileRecord, Golden, Manifest, Parity, Step, Table
+from embedserve.artifact import FileRecord, FinishingStep, Golden, Manifest, Parity, Table
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.model.loading import load_model
@@ -25,14 +25,14 @@ from tests import tiny
 RICH: dict[str, Any] = {
     "pooling": ("cls", "mean"),
     "finishing": (
-        Step(
+        FinishingStep(
             "dense",
             activation="torch.nn.modules.activation.Tanh",
             weight="dense.npy",
             bias="bias.npy",
         ),
-        Step("layer_norm", eps=1e-5),
-        Step("normalize"),
+        FinishingStep("layer_norm", eps=1e-5),
+        FinishingStep("normalize"),
     ),
     "matryoshka": (4, 2),
     "prompts": {"query": "Frage: é ", "": "\n"},
@@ -54,7 +54,7 @@ OTHER_FACTS: dict[str, Any] = {
     "vocabulary": 12,
     "max_tokens": 9,
     "pooling": ("cls",),
-    "finishing": (Step("layer_norm", eps=1e-5), Step("normalize")),
+    "finishing": (FinishingStep("layer_norm", eps=1e-5), FinishingStep("normalize")),
     "matryoshka": (4, 2),
     "prompts": {"query": "query: "},
     "default_prompt_name": "query",
@@ -129,7 +129,7 @@ class TestManifest:
 
     def test_an_array_outside_of_files_is_refused(self, tmp_path: Path) -> None:
         """A step's array has a digest, or the artifact is refused."""
-        step = Step("dense", activation="torch.nn.modules.activation.Tanh", weight="w.npy")
+        step = FinishingStep("dense", activation="torch.nn.modules.activation.Tanh", weight="w.npy")
         tiny.write(tmp_path / "a", finishing=(step,))
         (tmp_path / "a" / "w.npy").unlink()
         artifact.write(tmp_path / "a", artifact.read(tmp_path / "a"))
@@ -164,7 +164,7 @@ class TestManifest:
     )
     def test_normalized(self, kinds: tuple[str, ...], normalized: bool) -> None:
         """Vectors have length 1 when normalize is the last step."""
-        manifest = tiny.manifest(finishing=tuple(map(Step, kinds)))
+        manifest = tiny.manifest(finishing=tuple(map(FinishingStep, kinds)))
         assert manifest.normalized is normalized
 
 
@@ -341,10 +341,14 @@ class TestEditedManifest:
         [
             ("pooling", ("average",), "cls, max, mean"),
             ("pooling", (), "cls, max, mean"),
-            ("finishing", (Step("whiten"),), "dense, layer_norm, normalize"),
+            ("finishing", (FinishingStep("whiten"),), "dense, layer_norm, normalize"),
             ("padding_side", "both", "right, left"),
             ("precision", "int8", "fp32, fp16"),
-            ("finishing", (Step("dense", activation="torch.nn.GELU"),), "torch.nn.modules"),
+            (
+                "finishing",
+                (FinishingStep("dense", activation="torch.nn.GELU"),),
+                "torch.nn.modules",
+            ),
         ],
         ids=["pooling", "no pooling", "finishing", "padding_side", "precision", "activation"],
     )

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedserve import artifact
-from embedserve.artifact import FileRecord, Golden, Manifest, Step, Table
+from embedserve.artifact import FileRecord, FinishingStep, Golden, Manifest, Table
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.model.loading import load_model
@@ -29,7 +29,11 @@ WRONG: dict[str, Any] = {
     "masked_up_to": [0, -1, 2**70],
     "padding_side": ["", "both"],
     "pooling": [("mean", "cls"), ()],
-    "finishing": [(Step("layer_norm", eps=-1.0),), (Step("layer_norm", eps=1e300),), ()],
+    "finishing": [
+        (FinishingStep("layer_norm", eps=-1.0),),
+        (FinishingStep("layer_norm", eps=1e300),),
+        (),
+    ],
     "default_prompt_name": ["query", ""],
     "tables": [(Table("table", 0, (1, 4)),), (Table("table", -1, (0,)),)],
     "precision": ["int8"],

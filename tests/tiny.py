@@ -22,7 +22,7 @@ from tokenizers.processors import TemplateProcessing
 from embedserve import artifact
 from embedserve.arrays.finishing import normalize
 from embedserve.arrays.types import Floats
-from embedserve.artifact import Golden, Manifest, Step
+from embedserve.artifact import FinishingStep, Golden, Manifest
 from export import pooling_graph
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "poison", "void", "fail")
@@ -49,7 +49,7 @@ def manifest(name: str = "tiny", **facts: Any) -> Manifest:
         vocabulary=len(WORDS),
         max_tokens=8,
         pooling=("mean",),
-        finishing=(Step("normalize"),),
+        finishing=(FinishingStep("normalize"),),
         matryoshka=(),
         prompts={},
         default_prompt_name=None,

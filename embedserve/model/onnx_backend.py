@@ -17,7 +17,7 @@ from embedserve.arrays import finishing
 from embedserve.arrays.batch import Batch
 from embedserve.arrays.pooling import pool
 from embedserve.arrays.types import Floats, Ints
-from embedserve.artifact import GRAPH, POOLING_GRAPH, Manifest, Step
+from embedserve.artifact import GRAPH, POOLING_GRAPH, FinishingStep, Manifest
 from embedserve.errors import DeviceLostError, Exit, StartupError
 from embedserve.model.providers import PROVIDERS, Provider
 from embedserve.model.stop import Stop
@@ -167,7 +167,7 @@ class OnnxBackend:
 class _Finish:
     """A finishing step with its arrays."""
 
-    def __init__(self, step: Step, weight: Floats | None, bias: Floats | None) -> None:
+    def __init__(self, step: FinishingStep, weight: Floats | None, bias: Floats | None) -> None:
         self.step, self.weight, self.bias = step, weight, bias
 
     def __call__(self, rows: Floats) -> Floats:
@@ -211,7 +211,7 @@ def _check_shapes(
         )
 
 
-def _load(step: Step, directory: Path) -> _Finish:
+def _load(step: FinishingStep, directory: Path) -> _Finish:
     names = (step.weight, step.bias)
     weight, bias = (None if n is None else artifact.read_array(directory, n) for n in names)
     if step.kind == "dense" and (weight is None or step.activation is None):

@@ -19,7 +19,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.system import atomic_write
 from export import build, cli, graph, steps
 from export.facts import Facts
-from export.steps import Step
+from export.steps import StepProcess
 from tests.export.checkpoints import bert, checkpoint, edit_json
 from tests.export.conftest import Export
 
@@ -117,7 +117,7 @@ def test_a_graph_of_another_model_is_not_published(
     """The certificate is of the staged bytes: a graph that computes otherwise is found."""
     whole = graph.finish
 
-    def broken(step: Step, found: Facts, stage: Path, precision: str) -> graph.Graph:
+    def broken(step: StepProcess, found: Facts, stage: Path, precision: str) -> graph.Graph:
         import onnx
 
         written = whole(step, found, stage, precision)
@@ -158,7 +158,7 @@ def test_words_of_a_full_disk_are_understood(
 ) -> None:
     """Libraries in C++ raise a RuntimeError that says it only in words."""
 
-    def full(step: Step, found: Facts, stage: Path, precision: str) -> graph.Graph:
+    def full(step: StepProcess, found: Facts, stage: Path, precision: str) -> graph.Graph:
         try:
             raise RuntimeError("write failed: No space left on device")
         except RuntimeError as error:
