@@ -37,7 +37,6 @@ from embedserve.http.refusals import out_of_memory
 from embedserve.http.request_id import request_ids
 from embedserve.http.transport import LARGE, SMALL, Buffered, Buffers, Lingering
 from embedserve.metrics import Metrics
-from embedserve.system import memory
 
 HEAD_SECONDS = 10.0  # from the first byte of a request (or the connection) to its last field
 # For a client that stops reading its answer. The kernel takes more in steps of about a third of its
@@ -84,19 +83,6 @@ class Shared:
     departures: Departures
     turns: LoopTurns
     lingering: int = 0  # connections that are only read to be dropped
-    dropped: int = 0  # of those, how many have gone since memory was given back
-
-    def drop(self) -> None:
-        """A connection that lingered has gone. After many of them the system gets memory back.
-
-        What they have sent lay in pieces of all sizes: the C library would keep 36 MB of 300 URLs
-        without an end.
-        """
-        self.lingering -= 1
-        self.dropped += 1
-        if self.dropped >= LINGERING and not self.lingering:
-            self.dropped = 0
-            memory.trim()
 
 
 class Protocol(HttpToolsProtocol):
@@ -168,9 +154,9 @@ class Protocol(HttpToolsProtocol):
         self._stop_write_timer()
         self._unset_keepalive_if_required()
         self._release()
-        super().connection_lost(exc)
         if self._lingering:
-            self._shared.drop()
+            self._shared.lingering -= 1
+        super().connection_lost(exc)
         self._leave()
 
     def eof_received(self) -> None:
@@ -421,7 +407,10 @@ class Protocol(HttpToolsProtocol):
         self._refusal = self._refusal or unparsable("the connection is closing")
         self._release()
         self.flow.resume_reading()
-        self.parser = None  # type: ignore[assignment]  # what it holds of a head is of no use
+        # What they hold of a head is of no use, and a connection is in a circle of references: it
+        # stays until the collector looks for those.
+        self.parser = None  # type: ignore[assignment]
+        self.url = b""
         if not self._is_answering():
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
         if self.transport.can_write_eof():
