@@ -27,6 +27,7 @@ NOT_HERE = {
     "TestKeys::test_unusable_file": "how `embedserve serve` fails to start",
     "TestKeys::test_empty_variable": "how `embedserve serve` fails to start",
     "TestKeys::test_public_address": "the address is Ray's proxy's",
+    "TestCors::test_preflights_are_framed": "reads the log of `embedserve serve`",
     "TestAliases::test_wrong_alias": "how `embedserve serve` fails to start",
     "TestLog": "standard error of `embedserve serve`; test_ray_serve.py reads Ray's log files",
     "TestStart": "how `embedserve serve` starts",
