@@ -72,6 +72,13 @@ def test_not_mapped(minilm: Server) -> None:
     assert mapped & set(HEAVY) == set()
 
 
+def test_the_command_line_imports_little() -> None:
+    """What one command needs is imported by that command: all others start without it."""
+    loaded = set(run_python("import sys, embedserve.cli; print(*sys.modules)").split())
+    assert "embedserve.commands.serve" in loaded
+    assert loaded & {"numpy", "onnxruntime", "tokenizers", "uvicorn", "http.client", "ssl"} == set()
+
+
 def test_imports_point_one_way() -> None:
     """Modules import only modules and folders before them in tree.ORDER.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import sys
 
 from embedserve.commands.context import Command, context
@@ -35,6 +34,9 @@ def ask(host: str, port: int, seconds: float) -> tuple[bool, str]:
         raise StartupError(
             "port = 0 takes any free port; name the taken one with --port", Exit.USAGE
         )
+    # Imported here: it takes 41 ms, and every other command's start would pay for it.
+    import http.client
+
     address = _LOOPBACK.get(host, host)
     connection = http.client.HTTPConnection(address, port, timeout=seconds)
     try:

@@ -453,10 +453,11 @@ class Protocol(HttpToolsProtocol):
 
     def _watch_client(self) -> asyncio.Future[None]:
         """Return what is done once the client of the request that is answered has left."""
-        self.flow.resume(BODY)  # its body was read: what comes now is its end, or the next request
         self._client_left = self.loop.create_future()
         if self.cycle.disconnected:
             self._leave()
+        else:  # its body was read: what comes now is its end, or the next request
+            self.flow.resume(BODY)
         return self._client_left
 
     def _leave(self) -> None:
