@@ -105,7 +105,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write every page anew."""
+    """Write the pages whose tables have changed."""
     for path in PATHS:
         text = path.read_text(encoding="utf-8")
         if (made := filled(text)) != text:

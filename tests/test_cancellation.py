@@ -1,4 +1,4 @@
-"""Cancellation: who has left, or is late, waits for nothing, and nothing is done for it."""
+"""Cancellation: a client that left or is late is answered at once, and nothing runs for it."""
 
 from __future__ import annotations
 

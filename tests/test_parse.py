@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as npst
 
 from embedserve.api.parse import parse_embeddings, parse_tokenize
 from embedserve.api.render import (
+    embeddings_parts,
     render,
-    render_embeddings,
     render_octets,
     render_tokens,
     tokens_answer,
@@ -29,6 +29,11 @@ from embedserve.model.request import EmbeddingsRequest
 from embedserve.model.tokenizer import Tokens
 
 MAX_INPUTS = 4
+
+
+def rendered(*arguments: Any) -> bytes:
+    """The whole answer, whose parts `embeddings_parts` gives."""
+    return b"".join(embeddings_parts(*arguments))
 
 
 def refused(body: bytes) -> RequestError:
@@ -433,7 +438,7 @@ class TestEmbeddings:
     def test_by_hand(self) -> None:
         """The whole of a small answer."""
         rows = np.array([[0.5, -1.0], [2.0, 0.1]], np.float32)
-        answer = json.loads(render_embeddings("m", rows, 7, [], "float"))
+        answer = json.loads(rendered("m", rows, 7, [], "float"))
         assert answer == {
             "object": "list",
             "model": "m",
@@ -448,14 +453,14 @@ class TestEmbeddings:
     def test_says_which_texts_were_cut(self, encoding: Any) -> None:
         """usage.truncated lists the indexes."""
         rows = np.ones((3, 2), np.float32)
-        answer = json.loads(render_embeddings("m", rows, 7, [0, 2], encoding))
+        answer = json.loads(rendered("m", rows, 7, [0, 2], encoding))
         assert answer["usage"]["truncated"] == [0, 2]
 
     @given(rows=matrices())
     @settings(deadline=None)
     def test_decimals_give_back_the_same_float32(self, rows: Floats) -> None:
         """Every bit comes back, the sign of zero too."""
-        answer = json.loads(render_embeddings("m", rows, 1, [], "float"))
+        answer = json.loads(rendered("m", rows, 1, [], "float"))
         found = np.array([item["embedding"] for item in answer["data"]], np.float32)
         assert found.tobytes() == rows.tobytes()
         assert [item["index"] for item in answer["data"]] == list(range(len(rows)))
@@ -465,7 +470,7 @@ class TestEmbeddings:
     @settings(deadline=None)
     def test_decimals_are_the_shortest(self, rows: Floats) -> None:
         """numpy's shortest digits of a float32, not the 17 of its double."""
-        content = render_embeddings("m", rows, 1, [], "float")
+        content = rendered("m", rows, 1, [], "float")
         answer = json.loads(content, parse_float=Decimal)
         for item, row in zip(answer["data"], rows, strict=True):
             shortest = [Decimal(np.format_float_scientific(x, unique=True)) for x in row]
@@ -475,7 +480,7 @@ class TestEmbeddings:
     @settings(deadline=None)
     def test_base64_is_little_endian_float32(self, rows: Floats) -> None:
         """Four bytes a number, the least significant first, as the OpenAI clients read it."""
-        answer = json.loads(render_embeddings("m", rows, 1, [], "base64"))
+        answer = json.loads(rendered("m", rows, 1, [], "base64"))
         for item, row in zip(answer["data"], rows, strict=True):
             raw = base64.b64decode(item["embedding"], validate=True)
             values = struct.unpack(f"<{len(row)}f", raw)
@@ -492,12 +497,12 @@ class TestEmbeddings:
             "a cut": whole[1:3, :4],
         }
         view = views[layout]
-        expected = render_embeddings("m", np.array(view, order="C"), 1, [], encoding)
-        assert render_embeddings("m", view, 1, [], encoding) == expected
+        expected = rendered("m", np.array(view, order="C"), 1, [], encoding)
+        assert rendered("m", view, 1, [], encoding) == expected
 
     def test_a_model_s_name_is_escaped(self) -> None:
         """A name is text, whatever stands in it."""
-        content = render_embeddings('"}\n', np.ones((1, 1), np.float32), 1, [], "float")
+        content = rendered('"}\n', np.ones((1, 1), np.float32), 1, [], "float")
         assert json.loads(content)["model"] == '"}\n'
 
 

@@ -22,7 +22,7 @@ def test_generated(path: Path) -> None:
 
 
 def test_every_table_has_its_place() -> None:
-    """What can be made stands in one page."""
+    """Each table that can be made is in exactly one page."""
     pages = "".join(path.read_text(encoding="utf-8") for path in PATHS)
     for name in make_docs.TABLES:
         assert pages.count(f"<!-- make docs: {name} -->\n") == 1

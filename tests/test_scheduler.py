@@ -1,4 +1,4 @@
-"""The worker, with a fake backend: who gets which rows, who is refused, who fails and who not."""
+"""The scheduler, with a fake backend: rows, refusals and failures of each request."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class TestRows:
         assert await rows_of(second) == [[1, 2, 2]]
 
     async def test_what_ran_is_counted(self, made: Made) -> None:
-        """Real tokens and padding of a pass stand in the metrics."""
+        """The metrics have the real tokens and the padding of a pass."""
         bench = made()
         await rows_of(bench.submit([1] * 10, [2] * 9, [3] * 8))
         assert bench.metric("tokens_total") == 27
@@ -578,7 +578,7 @@ class TestOnce:
         await blocker.future
         again = bench.submit(text)
         await again.future
-        assert bench.backend.texts.count(tuple(text)) == 2, "done is done: computed anew"
+        assert bench.backend.texts.count(tuple(text)) == 2, "a text that is done is computed again"
 
     async def test_a_query_brings_a_bulk_s_text_forward(self, made: Made) -> None:
         """A text that bulk waits for runs at the query's place."""
@@ -625,7 +625,7 @@ class TestStopping:
     """A pass that runs for nobody is ended."""
 
     async def test_a_pass_is_asked_to_stop_when_its_last_reader_leaves(self, made: Made) -> None:
-        """Not before; and a new request for the same text is computed anew."""
+        """Not before; a new request for the same text is computed again."""
         bench = made()
         blocker = await bench.block(4)
         other = bench.submit([800] * 4)

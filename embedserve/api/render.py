@@ -23,17 +23,6 @@ STEP_COMPONENTS = 8_192
 OCTET_STREAM = b"application/octet-stream"
 
 
-def render_embeddings(
-    model: str,
-    rows: Floats,
-    tokens: int,
-    truncated: Sequence[int],
-    encoding_format: EncodingFormat,
-) -> bytes:
-    """Render rows (n, dim) as the answer's JSON, as `embeddings_parts` does, in one go."""
-    return b"".join(embeddings_parts(model, rows, tokens, truncated, encoding_format))
-
-
 def embeddings_parts(
     model: str,
     rows: Floats,

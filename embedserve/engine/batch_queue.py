@@ -6,10 +6,10 @@ passes it, so nothing starves. A pass starts from the entry with the smallest ke
 its request first). It is filled, in the order of keys, with sequences of near lengths up to a
 budget of tokens: on a CPU small passes of equal lengths beat big ones. Sequences with a much
 larger key do not join it, so the pass of a query stays as short as the query. While small requests
-come, the passes of larger ones are smaller: whoever comes next waits for the end of one. When less
-waits than would fill the free lanes, it is shared out among them. Sequences too long for a padded
-pass share one only with sequences of exactly their length. A sequence that two requests ask for
-waits once, at the better of their places.
+come, the passes of larger ones are smaller, because the next request waits for one to end. When
+less waits than would fill the free lanes, it is shared out among them. Sequences too long for a
+padded pass share one only with sequences of exactly their length. A sequence that two requests ask
+for waits once, at the better of their places.
 """
 
 from __future__ import annotations

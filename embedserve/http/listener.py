@@ -46,7 +46,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _refuse_handshakes(listener: socket.socket) -> None:
-    """Let the kernel drop whoever begins to connect; it still hands over whoever has connected.
+    """Let the kernel drop new connections; it still hands over those that are established.
 
     A closed listener would reset those. A client that tries again a second later is refused.
     """

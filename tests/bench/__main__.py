@@ -2,7 +2,7 @@
 
 Prints the tables that docs/benchmarks.md shows. The whole run, and a --short one of a single
 round, also write results.json beside this file, the chart and the page. --quick is one short round
-of embedserve and raw onnxruntime, and writes nothing. --render writes anew what results.json has.
+of embedserve and raw onnxruntime, and writes nothing. --render writes the page from results.json.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def constant_app(settings: Settings, dim: int) -> ASGIApp:
 
 def bare_app(dim: int) -> ASGIApp:
     """starlette reading the body and answering the same bytes."""
-    content = render.render_embeddings("tiny", rows(1, dim), 6, [], "float")
+    content = b"".join(render.embeddings_parts("tiny", rows(1, dim), 6, [], "float"))
 
     async def answer(request: Request) -> Response:
         await request.body()

@@ -22,6 +22,7 @@ from embedserve.api import parse, render
 from embedserve.arrays import finishing
 from embedserve.arrays.batch import pad
 from embedserve.arrays.pooling import pool
+from embedserve.arrays.types import Floats
 from embedserve.config.models_toml import ModelSpec
 from embedserve.diagnose.sample_texts import texts
 from embedserve.engine.batch_queue import BatchQueue, Entry
@@ -35,6 +36,11 @@ ROUNDS = 40
 STAGES = ("parse", "tokenize", "queue", "pad", "run", "pool", "normalize", "render")
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _rendered(rows: Floats, tokens: int) -> list[bytes]:
+    """All parts of the answer: they are made one by one."""
+    return list(render.embeddings_parts(MODEL, rows, tokens, [], "float"))
 
 
 class Profile:
@@ -78,7 +84,7 @@ def measure(asked: list[str]) -> Profile:
             pooled = profile.add("pool", pool, manifest.pooling, hidden, batch.attention_mask)
             parts.append(profile.add("normalize", finishing.normalize, pooled))
         rows = np.concatenate(parts)
-        profile.add("render", render.render_embeddings, MODEL, rows, encoded.tokens, [], "float")
+        profile.add("render", _rendered, rows, encoded.tokens)
     return profile
 
 

@@ -22,5 +22,5 @@ class Deadly(ray_cluster.Embed):
 
 if __name__ == "__main__":
     ray_cluster.Embed = Deadly  # type: ignore[misc]
-    ray_cluster.ROUND, ray_cluster.ALONE = 5, 4  # several rounds, as of a file of millions of rows
+    ray_cluster.ROUND, ray_cluster.ALONE = 5, 4  # several rounds, as a file of millions of rows has
     main()
