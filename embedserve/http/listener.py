@@ -45,7 +45,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _refuse_handshakes(listener: socket.socket) -> None:
+def refuse_handshakes(listener: socket.socket) -> None:
     """Let the kernel drop new connections; it still hands over those that are established.
 
     A closed listener would reset those. A client that tries again a second later is refused.

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from embedserve.config.settings import Settings
 from embedserve.http.connection import protocol_class
-from embedserve.http.listener import _refuse_handshakes
+from embedserve.http.listener import refuse_handshakes
 from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
 from embedserve.system import process
@@ -27,10 +27,13 @@ KEEP_ALIVE_SECONDS = 75
 # A connection that was idle for so long when draining is closed; a busy client's is not, because
 # its next request may be on its way.
 IDLE_SECONDS = 1.0
-# Whoever spreads the traffic needs a while to see that readiness fails.
+# Load balancers need time to notice that readiness fails.
 QUIET_SECONDS = 1.0
 # Time to take up the connections that the kernel has accepted.
 QUEUE_SECONDS = 0.1
+# Under traffic that never pauses, new connections end this long before the drain does. What was
+# accepted needs the rest for its answer. At most half of the drain.
+ANSWER_SECONDS = 5.0
 ACCEPTED = 16  # connections taken up in each turn of the loop
 
 log = logging.getLogger(__name__)
@@ -69,9 +72,9 @@ def run(
 class Server(uvicorn.Server):
     """uvicorn's server with a drain that loses nothing, ending with status 0 after SIGTERM.
 
-    Readiness fails at once, and every answer closes its connection; new connections are served
-    until none was open for QUIET_SECONDS, or `drain_seconds` are over. SIGINT, from a keyboard,
-    does not wait for the quiet; a second signal waits for nothing.
+    Readiness fails at once, and every answer closes its connection. New connections are served
+    until none was open for QUIET_SECONDS, or until ANSWER_SECONDS before `drain_seconds` are over.
+    SIGINT, from a keyboard, does not wait for the quiet; a second signal waits for nothing.
     """
 
     def __init__(
@@ -116,19 +119,26 @@ class Server(uvicorn.Server):
             len(self.server_state.tasks),
             len(self.server_state.connections),
         )
-        await self._serve_on(start, self._quiet_seconds)
-        _refuse_handshakes(self._listener)
+        await self._serve_on(lambda: start + self._accept_seconds(), self._quiet_seconds)
+        refuse_handshakes(self._listener)
         # Connections that the kernel has accepted are still in its queue.
         await asyncio.sleep(QUEUE_SECONDS)
-        await self._serve_on(start, 0.0)
+        await self._serve_on(lambda: start + self._drain_seconds, 0.0)
         left = max(0.0, start + self._drain_seconds - time.monotonic())
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # seconds
         await super().shutdown(sockets)
 
-    async def _serve_on(self, start: float, quiet: float) -> None:
-        """Until no connection was open for `quiet` seconds, or the time is over."""
+    def _accept_seconds(self) -> float:
+        """How long after the signal new connections are served at most."""
+        return self._drain_seconds - min(ANSWER_SECONDS, self._drain_seconds / 2)
+
+    async def _serve_on(self, end: Callable[[], float], quiet: float) -> None:
+        """Serve until no connection was open for `quiet` seconds, or until `end()`.
+
+        A second signal moves the end.
+        """
         busy = time.monotonic()
-        while (now := time.monotonic()) - start < self._drain_seconds:
+        while (now := time.monotonic()) < end():
             if self.server_state.connections or self.server_state.tasks:
                 busy = now
             elif now - busy >= quiet:

@@ -14,6 +14,7 @@ from tests.conftest import Server, Start
 from tests.faults.traffic import Answer, connect, connected, get, post
 
 REQUEST = post({"model": "tiny", "input": "a b c"})
+LONG = post({"model": "tiny", "input": [f"a b c {i}" for i in range(500)]})
 CLIENTS = 40
 DRAIN = 5.0  # seconds
 SLOW = pytest.mark.slow
@@ -29,7 +30,9 @@ def port_of(server: Server) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-async def client(port: int, draw: random.Random, seen: Counter[str]) -> None:
+async def client(
+    port: int, draw: random.Random, seen: Counter[str], request: bytes = REQUEST
+) -> None:
     """Ask on a connection as long as it is kept, then on another, until none can be had."""
     while True:
         try:
@@ -40,7 +43,7 @@ async def client(port: int, draw: random.Random, seen: Counter[str]) -> None:
         while connection.open:
             seen["sent"] += 1
             try:
-                answer = await connection.ask(REQUEST)
+                answer = await connection.ask(request)
             except (OSError, EOFError):
                 seen["lost"] += 1
                 connection.close()
@@ -49,13 +52,13 @@ async def client(port: int, draw: random.Random, seen: Counter[str]) -> None:
                 await asyncio.sleep(draw.choice((0.0, 0.001, 0.01)))
 
 
-def terminate(server: Server, seed: int) -> Counter[str]:
+def terminate(server: Server, seed: int, request: bytes = REQUEST) -> Counter[str]:
     """SIGTERM at a random moment under CLIENTS clients; what became of their requests."""
     draw = random.Random(seed)  # noqa: S311  # the same moments every time
     seen: Counter[str] = Counter()
 
     async def main() -> None:
-        clients = [client(port_of(server), draw, seen) for _ in range(CLIENTS)]
+        clients = [client(port_of(server), draw, seen, request) for _ in range(CLIENTS)]
         running = asyncio.gather(*clients)
         await asyncio.sleep(0.1 + 0.3 * draw.random())
         server.process.send_signal(signal.SIGTERM)
@@ -74,6 +77,15 @@ def test_nothing_is_lost(server: Server, seed: int) -> None:
     assert seen["sent"] == seen["200"] > CLIENTS
     assert seen["refused"] == CLIENTS
     assert server.process.wait(DRAIN + 5) == 0
+
+
+def test_what_was_accepted_has_time_for_its_answer(server: Server) -> None:
+    """Clients that never pause, with requests that wait for each other: new connections end first."""
+    seen = terminate(server, 0, LONG)
+    print(dict(seen))
+    assert seen["lost"] == 0
+    assert seen["sent"] == seen["200"] > CLIENTS
+    assert seen["refused"] == CLIENTS
 
 
 def test_it_serves_on_while_it_drains(server: Server) -> None:
