@@ -137,6 +137,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
         self.flow = Flow(self.transport)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
+        if self._shared.departures.is_reset(self._descriptor()):
+            # It waited to be accepted, and left: what it sent is not worth a look.
+            transport.abort()
+            return
         most = self._shared.max_connections
         if len(self.connections) - self._shared.lingering > most:
             self._refuse(

@@ -19,6 +19,7 @@ class Departures:
 
     def __init__(self) -> None:
         self._poll = select.poll()
+        self._poll_one = select.poll()
         self._watched: dict[int, Callable[[], object]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -33,6 +34,13 @@ class Departures:
         """Watch it no longer."""
         if self._watched.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
+
+    def is_reset(self, descriptor: int) -> bool:
+        """Whether the client has reset a connection that is not watched."""
+        self._poll_one.register(descriptor, 0)
+        left = self._poll_one.poll(0)
+        self._poll_one.unregister(descriptor)
+        return bool(left)
 
     def _look(self) -> None:
         self._timer = None

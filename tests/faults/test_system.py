@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -173,6 +174,23 @@ class TestStopped:
             callers.until_each_has(5)
             callers.end()
             assert "Traceback" not in server.log.read_text()
+            assert server.stop() == 0
+
+    def test_who_was_reset_meanwhile_is_not_served(
+        self, tiny_artifacts: Path, tmp_path: Path
+    ) -> None:
+        """A connection that is reset before it is accepted costs nothing, whatever it has sent."""
+        body = json.dumps(EMBED).encode()
+        reset = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close sends a reset
+        with serving(tiny_artifacts, tmp_path / "log") as server:
+            with stopped(server, 0.0):
+                for _ in range(100):
+                    with socket.create_connection(server.address) as connection:
+                        connection.sendall(POST % len(body) + body)
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            assert good(server.embed(**EMBED))
+            assert server.metric('embedserve_requests_total{model="tiny",outcome="ok"}') == 1
+            assert server.metric('embedserve_requests_total{model="tiny",outcome="cancelled"}') == 0
             assert server.stop() == 0
 
     def test_deadlines_go_on(self, tiny_artifacts: Path, tmp_path: Path) -> None:
