@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from embedserve.api.parse import parse_embeddings, parse_tokenize
+from embedserve.api.parse import WireRequest, parse_embeddings, parse_tokenize
 from embedserve.api.render import (
     embeddings_parts,
     render,
@@ -25,7 +25,6 @@ from embedserve.api.render import (
 from embedserve.arrays.types import Floats
 from embedserve.errors import ERRORS, RequestError
 from embedserve.http.refusals import render_error
-from embedserve.model.request import EmbeddingsRequest
 from embedserve.model.tokenizer import Tokens
 
 MAX_INPUTS = 4
@@ -249,7 +248,7 @@ class TestAccepted:
 
     def test_the_least_request(self) -> None:
         """A string is one text; everything else has its default."""
-        assert parse_embeddings(b'{"input": "a"}', 1) == EmbeddingsRequest(
+        assert parse_embeddings(b'{"input": "a"}', 1) == WireRequest(
             model=None,
             texts=["a"],
             token_ids=None,
@@ -343,7 +342,7 @@ def test_a_request_arrives_as_it_was_rendered(fields: dict[str, Any]) -> None:
         assert getattr(request, key) == fields.get(key, defaults.get(key))
 
 
-def well_formed(request: EmbeddingsRequest) -> bool:
+def well_formed(request: WireRequest) -> bool:
     """Whether every field is of its type, exactly."""
     if request.texts is not None:
         items: list[Any] = list(request.texts)
@@ -530,7 +529,7 @@ class TestTokenize:
         """The fields it shares with embeddings mean the same."""
         fields = {"input": ["a"], "model": "m", "user": "u", "truncate": "start"}
         request = parse_tokenize(body(**fields, prompt_name="query"), MAX_INPUTS)
-        assert request == EmbeddingsRequest("m", ["a"], None, prompt_name="query", truncate="start")
+        assert request == WireRequest("m", ["a"], None, prompt_name="query", truncate="start")
 
     @pytest.mark.parametrize("field", ["dimensions", "encoding_format"])
     def test_refuses_what_shapes_vectors(self, field: str) -> None:

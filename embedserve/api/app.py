@@ -36,7 +36,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
         yield
-        service.intake.close()
+        service.bodies.close()
         service.scheduler.close(LANES_GRACE)
 
     # A slash too many is 404: the redirect's Location would be made from the client's Host.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 
@@ -10,21 +9,16 @@ from starlette.types import Receive, Scope, Send
 
 from embedserve import __version__
 from embedserve.api import parse, render
-from embedserve.api.request_body import Intake
-from embedserve.config.settings import Settings
+from embedserve.api.parse import WireRequest
+from embedserve.api.shared import Shared
 from embedserve.engine.cancellation import Cancellation
 from embedserve.engine.embed import Embedded, embed
-from embedserve.engine.scheduler import Scheduler
 from embedserve.errors import ClientLeftError, RequestError
-from embedserve.http import body, deadline, large_answers
+from embedserve.http import body, large_answers
 from embedserve.http.body import Headers
-from embedserve.http.client_left import client_left
 from embedserve.http.large_answers import Parts, RawHeaders
-from embedserve.http.memory_budget import MemoryBudget, Reservation, answer_bytes
-from embedserve.metrics import Metrics
+from embedserve.http.memory_budget import Reservation, answer_bytes
 from embedserve.model.model import Model
-from embedserve.model.registry import ModelRegistry
-from embedserve.model.request import EmbeddingsRequest
 from embedserve.model.steps import Step, Steps, Task
 
 # Rendering more floats than this takes over a millisecond: then it is done in a thread.
@@ -39,41 +33,25 @@ class Embeddings:
     Owned by the event loop.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: ModelRegistry,
-        scheduler: Scheduler,
-        metrics: Metrics,
-        budget: MemoryBudget,
-        intake: Intake,
-    ) -> None:
-        self._settings = settings
-        self._registry = registry
-        self._scheduler = scheduler
-        self._metrics = metrics
-        self._budget = budget
-        self._intake = intake
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
-        headers = body.headers(scope)
+        shared, headers = self._shared, body.headers(scope)
         outcome, series = "draining", None  # what a cancelled request ends as
-        reservation = Reservation(self._budget)
+        reservation = Reservation(shared.budget)
         try:
-            self._scheduler.check_door()
-            wanted = await self._intake.take(receive, headers, reservation, parse.parse_embeddings)
-            model, wanted = self._registry.resolve(wanted)
-            series = self._metrics.of(model.name)
+            shared.scheduler.check_door()
+            wanted = await shared.bodies.take(receive, headers, reservation, parse.parse_embeddings)
+            model, wanted = shared.registry.resolve(wanted)
+            series = shared.metrics.of(model.name)
             series.requests_in_flight.inc()
             reservation.add(wanted.count * answer_bytes(model.manifest.dimension))
             _check_fingerprint(headers, model)
-            cancellation = cancellation_of(scope, receive, headers, self._settings)
+            cancellation = shared.cancellation(scope, receive, headers)
             try:
-                most = self._settings.max_request_tokens
-                embedded = await embed(
-                    model, wanted, self._scheduler, most, cancellation, reservation.add
-                )
+                embedded = await embed(shared.call(model, wanted, cancellation, reservation))
                 _note(scope, model, embedded)
                 series.texts.inc(len(embedded.rows))
                 if embedded.truncated:
@@ -93,7 +71,7 @@ class Embeddings:
         finally:
             reservation.release()
             if series is None:
-                self._metrics.nameless[outcome].inc()
+                shared.metrics.nameless[outcome].inc()
             else:
                 series.requests[outcome].inc()
                 series.requests_in_flight.dec()
@@ -103,11 +81,11 @@ class Embeddings:
         self,
         headers: Headers,
         model: Model,
-        wanted: EmbeddingsRequest,
+        wanted: WireRequest,
         embedded: Embedded,
         cancellation: Cancellation,
     ) -> tuple[RawHeaders, Parts]:
-        timed = self._settings.server_timing
+        timed = self._shared.settings.server_timing
         answer = _headers(embedded, model.manifest.fingerprint, timed=timed)
         if headers.get(b"accept", b"").strip().lower() == render.OCTET_STREAM:
             n, dim = embedded.rows.shape
@@ -127,7 +105,7 @@ class Embeddings:
         if rows.size <= RENDER_ON_LOOP:
             return answer, list(parts)
         task = Task(None, rows.size, _steps(parts))
-        return answer, await cancellation.wait(self._scheduler.render(task))
+        return answer, await cancellation.wait(self._shared.scheduler.offload.render(task))
 
 
 def _check_fingerprint(headers: Headers, model: Model) -> None:
@@ -149,14 +127,6 @@ def _steps(parts: Iterator[bytes]) -> Steps[list[bytes]]:
         rendered.append(part)
         yield Step(render.STEP_COMPONENTS)
     return rendered
-
-
-def cancellation_of(
-    scope: Scope, receive: Receive, headers: Headers, settings: Settings
-) -> Cancellation:
-    """Watch a client whose body was read, within the deadline that it asks for."""
-    timeout = deadline.deadline(headers, settings.request_timeout)
-    return Cancellation(client_left(scope, receive), asyncio.get_running_loop().time() + timeout)
 
 
 def _note(scope: Scope, model: Model, embedded: Embedded) -> None:

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from embedserve import metrics
 from embedserve.api import render
 from embedserve.api.embeddings import Embeddings
-from embedserve.api.request_body import Intake
+from embedserve.api.request_body import RequestBodies
+from embedserve.api.shared import Shared
 from embedserve.api.tokenize import Tokenize
 from embedserve.config.settings import Settings
 from embedserve.engine.allowance import Allowance
@@ -64,14 +65,13 @@ class Service:
         self.metrics.fix("max_wait_seconds", settings.max_wait)
         self.metrics.fix("max_pending_bytes", settings.max_pending_mb * 1_000_000)
         self.budget = MemoryBudget(
-            settings.max_pending_mb * 1_000_000, lambda: self.scheduler.soon(memory.trim)
+            settings.max_pending_mb * 1_000_000, lambda: self.scheduler.offload.soon(memory.trim)
         )
         self.metrics.watch("pending_bytes", lambda: self.budget.bytes)
-        self.intake = Intake(settings, takes_ids=registry.takes_ids)
-        self.embeddings = Embeddings(
-            settings, registry, self.scheduler, self.metrics, self.budget, self.intake
-        )
-        self.tokenize = Tokenize(settings, registry, self.scheduler, self.budget, self.intake)
+        self.bodies = RequestBodies(settings, takes_ids=registry.takes_ids)
+        shared = Shared(settings, registry, self.scheduler, metrics, self.budget, self.bodies)
+        self.embeddings = Embeddings(shared)
+        self.tokenize = Tokenize(shared)
         register_metrics(registry, self.scheduler, self.metrics)
 
     async def list_models(self, request: Request) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import orjson
 
@@ -15,14 +16,22 @@ _PARSED = 6  # bytes that parsing takes for each of a body
 
 
 Body = bytes | bytearray
+EncodingFormat = Literal["float", "base64"]
 
 
-def parse_embeddings(body: Body, max_inputs: int) -> EmbeddingsRequest:
+@dataclass(frozen=True, slots=True)
+class WireRequest(EmbeddingsRequest):
+    """What is asked, and the form that the answer takes."""
+
+    encoding_format: EncodingFormat = "float"
+
+
+def parse_embeddings(body: Body, max_inputs: int) -> WireRequest:
     """Check a request's body, exact in every type; RequestError names the first offender."""
     return _parse(body, max_inputs, _FIELDS)
 
 
-def _parse(body: Body, max_inputs: int, fields: Sequence[str]) -> EmbeddingsRequest:
+def _parse(body: Body, max_inputs: int, fields: Sequence[str]) -> WireRequest:
     value = _object(body)
     unknown = next((key for key in value if key not in fields), None)
     if unknown is not None:
@@ -44,7 +53,7 @@ def _parse(body: Body, max_inputs: int, fields: Sequence[str]) -> EmbeddingsRequ
         raise RequestError(
             "invalid_value", "input_type and prompt_name exclude each other; send one", "input_type"
         )
-    return EmbeddingsRequest(
+    return WireRequest(
         model=checked.pop("model", None), texts=texts, token_ids=token_ids, **checked
     )
 

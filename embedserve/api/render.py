@@ -9,8 +9,8 @@ import numpy as np
 import orjson
 import pybase64
 
+from embedserve.api.parse import EncodingFormat
 from embedserve.arrays.types import Floats
-from embedserve.model.request import EncodingFormat
 from embedserve.system import memory
 
 if TYPE_CHECKING:  # the front of a cluster renders, and has no tokenizer

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -19,10 +20,10 @@ from embedserve.model.request import EmbeddingsRequest
 # Parsing a larger body takes over a millisecond; 32 MiB of texts take 0.1 to 0.2 s.
 PARSE_ON_LOOP = 262_144
 
-Parse = Callable[[Body, int], EmbeddingsRequest]
+Request = TypeVar("Request", bound=EmbeddingsRequest)
 
 
-class Intake:
+class RequestBodies:
     """Reads and parses bodies, one large one at a time. Owned by the event loop.
 
     `takes_ids`: whether token ids are accepted, and with them bodies of very many values.
@@ -36,8 +37,12 @@ class Intake:
         self._parser.submit(int).result()
 
     async def take(
-        self, receive: Receive, headers: Headers, reservation: Reservation, parse: Parse
-    ) -> EmbeddingsRequest:
+        self,
+        receive: Receive,
+        headers: Headers,
+        reservation: Reservation,
+        parse: Callable[[Body, int], Request],
+    ) -> Request:
         """Return what a request asks for; RequestError past a limit, or of `parse`.
 
         Afterwards `reservation` holds what was parsed, and nothing of the body, which is let go of.

@@ -72,3 +72,8 @@ class Cancellation:
 def deadline_exceeded() -> RequestError:
     """504."""
     return RequestError("deadline_exceeded", "the request's deadline passed before its answer")
+
+
+def draining() -> RequestError:
+    """The error for a request that the end of the server cuts off (503)."""
+    return RequestError("draining", "the server is shutting down", headers={"Retry-After": "1"})

@@ -25,7 +25,8 @@ from embedserve.model.tokenizer import (
     slices,
 )
 
-# So few are tokenized on the loop: 0.1 ms of short words, as much as going to a thread and back.
+# At most this many characters are tokenized on the loop: 0.1 ms of short words, as much as going
+# to a thread and back.
 FEW_CHARACTERS = 512
 
 # Tokens of some texts, and the first one's index in the request -> bytes.
@@ -49,25 +50,36 @@ class Embedded:
     submitted: float
 
 
-async def embed(
-    model: Model,
-    request: EmbeddingsRequest,
-    scheduler: Scheduler,
-    max_tokens: int,
-    cancellation: Cancellation,
-    hold: Callable[[int], None],
-) -> Embedded:
-    """Tokenize, queue, wait for the rows, cut them as asked; RequestError when refused.
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way through the engine.
 
-    When nobody waits any more, as `cancellation` says, what is left of it is never computed.
-    `hold` is told of the bytes that tokenizing keeps.
+    When nobody waits any more, as `cancellation` says, the rest of it is never computed. `hold` is
+    called with the bytes that tokenizing keeps.
     """
+
+    model: Model
+    request: EmbeddingsRequest
+    scheduler: Scheduler
+    max_tokens: int
+    cancellation: Cancellation
+    hold: Callable[[int], None]
+
+    @property
+    def prompt(self) -> str:
+        """The text put before each of its inputs."""
+        return prompt(self.model.manifest, self.request.prompt_name, self.request.input_type)
+
+
+async def embed(call: Call) -> Embedded:
+    """Tokenize, queue, wait for the rows, cut them as asked; RequestError when refused."""
     start = time.perf_counter()
-    dimension = components(model.manifest, request.dimensions)
-    encoded = await _encode(model, request, scheduler, max_tokens, cancellation, hold, start)
+    model, scheduler = call.model, call.scheduler
+    dimension = components(model.manifest, call.request.dimensions)
+    encoded = await _encode(call, start)
     tokenized = time.perf_counter()
-    job = scheduler.submit(model.encoder, encoded.sequences, cancellation.left())
-    rows = await _rows(job, scheduler, cancellation)
+    job = scheduler.submit(model.encoder, encoded.sequences, call.cancellation.left())
+    rows = await _rows(job, scheduler, call.cancellation)
     if dimension != model.manifest.dimension:
         rows = finishing.truncate(rows, dimension)
     assert job.started is not None
@@ -84,71 +96,51 @@ async def embed(
     )
 
 
-async def show_tokens(
-    model: Model,
-    request: EmbeddingsRequest,
-    scheduler: Scheduler,
-    max_tokens: int,
-    cancellation: Cancellation,
-    hold: Callable[[int], None],
-    render: Render,
-) -> list[bytes]:
+async def show_tokens(call: Call, render: Render) -> list[bytes]:
     """What the model sees of each text, as `render` makes bytes of it; as `embed` for the rest."""
-    if request.texts is None:
+    texts = call.request.texts
+    if texts is None:
         raise RequestError("invalid_type", "input holds token ids; strings are accepted", "input")
-    before = _prompt(model, request)
-    steps = _token_steps(model, request, before, max_tokens, render)
-    task = Task(model.name, cost(request.texts, before), steps)
-    return await cancellation.wait(
-        scheduler.encode(task, cancellation.left(), hold, then_runs=False)
+    before = call.prompt
+    task = Task(call.model.name, cost(texts, before), _token_steps(call, texts, before, render))
+    left = call.cancellation.left()
+    return await call.cancellation.wait(
+        call.scheduler.encode(task, left, call.hold, then_runs=False)
     )
 
 
-def _token_steps(
-    model: Model, request: EmbeddingsRequest, before: str, max_tokens: int, render: Render
-) -> Steps[list[bytes]]:
+def _token_steps(call: Call, texts: list[str], before: str, render: Render) -> Steps[list[bytes]]:
     """Tokenize and render part by part: a token as JSON is a tenth of its objects."""
-    texts = request.texts or []
     parts = []
     tokens = 0
     for first, part in slices(texts, before, STEP_CHARACTERS):
-        shown = model.tokenizer.tokens(part, before, request.truncate, first)
+        shown = call.model.tokenizer.tokens(part, before, call.request.truncate, first)
         tokens += sum(len(text.ids) for text in shown)
-        check_tokens(tokens, max_tokens)
+        check_tokens(tokens, call.max_tokens)
         parts.append(render(shown, first))
         yield Step(cost(part, before), len(parts[-1]))
     return parts
 
 
-async def _encode(
-    model: Model,
-    request: EmbeddingsRequest,
-    scheduler: Scheduler,
-    max_tokens: int,
-    cancellation: Cancellation,
-    hold: Callable[[int], None],
-    start: float,
-) -> Encoded:
-    """Tokenize, a few characters here and more in the scheduler's slices. `start`: the time."""
+async def _encode(call: Call, start: float) -> Encoded:
+    """Tokenize: a few characters here, more in slices off the loop. `start`: the time."""
+    model, request, scheduler = call.model, call.request, call.scheduler
     if request.texts is None:
         _check_token_ids_accepted(model)
         ids = request.token_ids or []
-        task = Task(model.name, cost(ids, ""), model.tokenizer.checking(ids, max_tokens))
+        task = Task(model.name, cost(ids, ""), model.tokenizer.checking(ids, call.max_tokens))
     else:
-        texts, before = request.texts, _prompt(model, request)
+        texts, before = request.texts, call.prompt
         units = cost(texts, before)
         if units <= FEW_CHARACTERS and scheduler.on_loop.is_left(start):
             encoded = model.tokenizer.encode(texts, before, request.truncate)
             scheduler.on_loop.spend(time.perf_counter() - start)
-            check_tokens(encoded.tokens, max_tokens)
+            check_tokens(encoded.tokens, call.max_tokens)
             return encoded
-        steps = model.tokenizer.encoding(texts, before, request.truncate, max_tokens)
+        steps = model.tokenizer.encoding(texts, before, request.truncate, call.max_tokens)
         task = Task(model.name, units, steps)
-    return await cancellation.wait(scheduler.encode(task, cancellation.left(), hold))
-
-
-def _prompt(model: Model, request: EmbeddingsRequest) -> str:
-    return prompt(model.manifest, request.prompt_name, request.input_type)
+    left = call.cancellation.left()
+    return await call.cancellation.wait(scheduler.encode(task, left, call.hold))
 
 
 def _check_token_ids_accepted(model: Model) -> None:

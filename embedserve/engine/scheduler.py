@@ -13,29 +13,25 @@ from typing import TypeVar
 import numpy as np
 
 from embedserve.arrays.types import Floats, Ints
-from embedserve.engine.admission import Admission, Ahead, Pace
+from embedserve.engine.admission import Admission, Ahead
 from embedserve.engine.allowance import Allowance
 from embedserve.engine.batch_queue import BatchQueue, Entry
 from embedserve.engine.cache import Key, VectorCache
+from embedserve.engine.cancellation import draining
 from embedserve.engine.jobs import InFlight, Job, is_wanted
-from embedserve.engine.lanes import RENDERER, TOKENIZER, Lanes
-from embedserve.engine.offload import SLICE_SECONDS, Slicer
+from embedserve.engine.lanes import Lanes
+from embedserve.engine.offload import Offload
 from embedserve.errors import DeviceLostError, RequestError
 from embedserve.metrics import Metrics
 from embedserve.model.encoder import Encoder
-from embedserve.model.steps import Step, Steps, Task
+from embedserve.model.steps import Task
 from embedserve.model.stop import Stop
 
 log = logging.getLogger(__name__)
-# For so long a prediction holds for whoever comes.
+# Reuse a predicted wait for this long.
 DOOR_SECONDS = 0.005
-# For so long passes stay small after one found no memory.
+# Passes stay small for this long after one ran out of memory.
 SHRUNK_SECONDS = 60.0
-# Before anything was measured: seconds to tokenize a character (English takes 0.7 us, the worst
-# 9.5), and to render a component (JSON).
-TOKENIZER_PACE, RENDERER_PACE = 1e-6, 8e-8
-# How exactly what goes before is known, in characters and components: about a slice.
-TOKENIZER_GRAIN, RENDERER_GRAIN = 50_000, 500_000
 T = TypeVar("T")
 
 
@@ -61,7 +57,7 @@ class _Done:
 
 
 class Scheduler:
-    """Passes over lanes (inference threads), `tokenizers` threads and one for big answers.
+    """Passes over lanes (inference threads), and work offloaded from the event loop.
 
     Owned by the event loop; not thread-safe. Threads receive arrays and return arrays.
     """
@@ -93,9 +89,7 @@ class Scheduler:
         self._door = (0.0, 0.0)  # until when, and the wait of the smallest request
         self._again: deque[list[Entry]] = deque()  # halves of a pass that failed
         self._lanes = Lanes(lanes, self._run, self._done)
-        pace = Pace(TOKENIZER_PACE, SLICE_SECONDS)
-        self._tokenizer = Slicer(TOKENIZER, TOKENIZER_GRAIN, pace, tokenizers)
-        self._renderer = Slicer(RENDERER, RENDERER_GRAIN, Pace(RENDERER_PACE, SLICE_SECONDS))
+        self.offload = Offload(tokenizers)
 
     def encode(
         self,
@@ -110,22 +104,12 @@ class Scheduler:
         `most`: the seconds it gives itself. `hold` is told of the bytes that are kept.
         """
         self._check_open()
-        wait = self._tokenizer.wait_before(task.cost)
+        wait = self.offload.tokenizer_wait_before(task.cost)
         if wait:
             if then_runs:
                 wait += self._admission.wait(self.queue.cost_before(1.0))
             self._admission.check(wait, most)
-        return self._tokenizer.start(task, hold)
-
-    def render(self, task: Task[T]) -> asyncio.Future[T]:
-        """Render a big answer off the loop; it does not wait for tokenizing."""
-        self._check_open()
-        return self._renderer.start(task)
-
-    def soon(self, function: Callable[[], None]) -> None:
-        """Run something that nobody waits for, off the loop."""
-        if not self._closed:
-            self._renderer.start(Task(None, 1, _one_step(function)))
+        return self.offload.tokenize(task, hold)
 
     def check_door(self) -> None:
         """429 when even the smallest request would be refused: before its body is looked at."""
@@ -186,7 +170,7 @@ class Scheduler:
         A model counts once its rate is known.
         """
         passes = self._admission.wait({shape: self.queue.cost(shape) for shape in self._encoders})
-        return self._tokenizer.wait() + passes
+        return self.offload.tokenizer_wait() + passes
 
     def longest_stop(self) -> float:
         """Seconds since the first pass that still runs was asked to end; 0 when there is none."""
@@ -200,15 +184,14 @@ class Scheduler:
         """
         self._closed = True
         for entry in (*self.queue.clear(), *(e for half in self._again for e in half)):
-            self._fail_readers(entry, lambda _: _draining())
+            self._fail_readers(entry, lambda _: draining())
         self._again.clear()
         self._lanes.close(grace)
-        for slicer in (self._renderer, self._tokenizer):
-            slicer.close(SLICE_SECONDS)
+        self.offload.close()
 
     def _check_open(self) -> None:
         if self._closed:
-            raise _draining()
+            raise draining()
 
     def _fill_from_cache(
         self, encoder: Encoder, job: Job, keyed: list[tuple[int, Key, Ints]]
@@ -364,15 +347,6 @@ class Scheduler:
         seconds = self._clock() - work.began
         lanes = self._count if work.alone and work.is_long else 1
         self._admission.measure(work.encoder.shape, cost, seconds * lanes)
-
-
-def _one_step(function: Callable[[], None]) -> Steps[None]:
-    function()
-    yield Step(1)
-
-
-def _draining() -> RequestError:
-    return RequestError("draining", "the server is shutting down", headers={"Retry-After": "1"})
 
 
 def _inference_failed(row: int) -> RequestError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from typing import TypeVar
 
 from embedserve.config.models_toml import Alias
 from embedserve.errors import RequestError, StartupError
 from embedserve.model.encoder import Encoder
 from embedserve.model.model import Model
 from embedserve.model.request import EmbeddingsRequest, components, prompt
+
+Request = TypeVar("Request", bound=EmbeddingsRequest)
 
 
 class ModelRegistry:
@@ -66,13 +69,13 @@ class ModelRegistry:
         """Whether any model accepts token ids."""
         return any(model.spec.accept_token_ids for model in self)
 
-    def resolve(self, request: EmbeddingsRequest) -> tuple[Model, EmbeddingsRequest]:
+    def resolve(self, request: Request) -> tuple[Model, Request]:
         """Return the request's model, and the request with what its alias fixes."""
         model, alias = self.find(request.model)
         return model, request if alias is None else _with_alias(request, alias)
 
 
-def _with_alias(request: EmbeddingsRequest, alias: Alias) -> EmbeddingsRequest:
+def _with_alias(request: Request, alias: Alias) -> Request:
     if alias.prompt_name is not None:
         if request.input_type is not None or request.prompt_name not in (None, alias.prompt_name):
             param = "input_type" if request.input_type is not None else "prompt_name"

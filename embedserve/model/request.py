@@ -1,4 +1,4 @@
-"""What is asked of a model: texts or token ids, prompt, dimensions, form of the answer."""
+"""What is asked of a model: texts or token ids, prompt, dimensions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from embedserve.artifact import Manifest
 from embedserve.errors import RequestError
 
 _INTEGER_BYTES, _LIST_BYTES = 48, 64  # an integer in its list, and a list beside its integers
-EncodingFormat = Literal["float", "base64"]
 InputType = Literal["query", "document"]
 Truncate = Literal["error", "end", "start"]
 # sentence-transformers' encode_query and encode_document look for these prompts, in this order.
@@ -28,7 +27,6 @@ class EmbeddingsRequest:
     model: str | None
     texts: list[str] | None
     token_ids: list[list[int]] | None
-    encoding_format: EncodingFormat = "float"
     dimensions: int | None = None
     input_type: InputType | None = None
     prompt_name: str | None = None

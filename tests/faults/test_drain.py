@@ -80,7 +80,7 @@ def test_nothing_is_lost(server: Server, seed: int) -> None:
 
 
 def test_what_was_accepted_has_time_for_its_answer(server: Server) -> None:
-    """Clients that never pause, with requests that wait for each other: new connections end first."""
+    """Clients that never pause: new connections end first, and every request gets its answer."""
     seen = terminate(server, 0, LONG)
     print(dict(seen))
     assert seen["lost"] == 0

@@ -23,7 +23,7 @@ def server(directory: Path) -> Run:
     """The server's engine with its own settings for the CPU: requests as they come from its API."""
     from embedserve.config.models_toml import ModelSpec
     from embedserve.engine.cancellation import Cancellation
-    from embedserve.engine.embed import embed
+    from embedserve.engine.embed import Call, embed
     from embedserve.engine.scheduler import Scheduler
     from embedserve.metrics import Metrics
     from embedserve.model.loading import load_model
@@ -45,7 +45,7 @@ def server(directory: Path) -> Run:
     async def one(request: EmbeddingsRequest) -> None:
         stays = Cancellation(loop.create_future(), loop.time() + 3600)
         try:
-            await embed(model, request, scheduler, 10**9, stays, lambda _: None)
+            await embed(Call(model, request, scheduler, 10**9, stays, lambda _: None))
         finally:
             stays.end()
 
