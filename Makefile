@@ -54,10 +54,10 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export test-clients test-otel  ## the whole suite, on the real process and model
+test: test-serve test-export test-clients  ## the whole suite, on the real process and model
 
-test-serve: .venv/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: twenty minutes
-	.venv-dev/bin/python -m pytest -m "not slow" --ignore=tests/otel
+test-serve: .venv/.installed .venv-otel/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: twenty minutes
+	.venv-dev/bin/python -m pytest -m "not slow"
 
 test-export: .venv-export/.installed  ## the export tool's tests: fifteen minutes
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
@@ -83,23 +83,9 @@ fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## half an hour
 gpu-parts: .venv-export/.installed  ## what travels to a machine with a GPU: build/gpu/part-NN
 	.venv-export/bin/python -m tests.gpu.parts
 
-# Part of test-serve; needs Debian's package prometheus, and skips what needs it where it is not.
-test-observe: .venv/.installed .venv-dev/.installed artifacts/.exported  ## dashboard, rules, Prometheus
-	.venv-dev/bin/python -m pytest tests/observe
-
-# Two minutes of traffic before a real Prometheus, and what each panel shows of it.
-dashboard-picture: .venv/.installed .venv-dev/.installed .venv-observe/.installed artifacts/.exported  ## docs/dashboard.png, from a real Prometheus
-	@mkdir -p build
-	.venv-dev/bin/python -m tests.observe.record build/dashboard.json
-	.venv-observe/bin/python -m tests.observe.draw build/dashboard.json docs/dashboard.png
-
 # The clients' own warnings are theirs.
 test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## other clients against the real server
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
-
-# The server of .venv-otel, which has the extra.
-test-otel: .venv-otel/.installed .venv-dev/.installed  ## tracing, with OpenTelemetry
-	.venv-dev/bin/python -m pytest tests/otel
 
 # Two nodes as processes of this machine.
 test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## Ray Serve and embed --ray, on two nodes of this machine
@@ -108,7 +94,7 @@ test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## Ray Serv
 # At the models' real sizes: half an hour.
 test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## models' real sizes: half an hour
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
-	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults --ignore=tests/otel
+	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
 
 image:  ## the server's image: podman, docker or buildah
 	$(BUILD_EMBEDSERVE) --target serve --tag $(IMAGE) -f Containerfile .
@@ -124,11 +110,8 @@ image-base:  ## Debian 12 with Python as an image, where no registry can be reac
 	$(BUILD_IMAGE) --tag $(IMAGE)-base -f deploy/Containerfile.base build/base
 
 # Read-only, without capabilities, network and HOME; with buildah runc is needed, too.
-image-test: image sbom .venv-dev/.installed artifacts/.exported  ## run the image for real
-	$(IMAGE_TEST) tests/image/test_image.py
-
-image-export-test: image image-export .venv-dev/.installed  ## export with one, serve with the other
-	$(IMAGE_TEST) --timeout 1800 tests/image/test_export_image.py
+image-test: image image-export sbom .venv-dev/.installed artifacts/.exported  ## run the images for real
+	$(IMAGE_TEST) --timeout 1800 tests/image --ignore=tests/image/test_reproducible.py
 
 image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not docker)
 	$(MAKE) image IMAGE=$(IMAGE)-again BUILD_FLAGS='--no-cache $(BUILD_FLAGS)'
@@ -137,19 +120,13 @@ image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not 
 sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
 	$(BUILD_EMBEDSERVE) --target sbom --tag $(IMAGE)-sbom --output type=local,dest=build -f Containerfile .
 
-# Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes.
-bench: .venv/.installed .venv-dev/.installed .venv-bench/.installed artifacts/.exported  ## all peers
-	$(BENCH)
-
-# One short round of embedserve and raw onnxruntime: nothing with torch, two minutes.
-bench-quick: .venv/.installed .venv-dev/.installed artifacts/.exported  ## one short round, without torch
-	$(BENCH) --quick
+# Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes. With
+# BENCH_FLAGS=--quick it is one round of two minutes, and nothing with torch.
+bench: .venv/.installed .venv-dev/.installed $(if $(BENCH_FLAGS),,.venv-bench/.installed) artifacts/.exported  ## all peers
+	$(BENCH) $(BENCH_FLAGS)
 
 bench-http: .venv-dev/.installed  ## what the HTTP layer costs
 	$(BENCH).http_overhead
-
-bench-stages: .venv-dev/.installed artifacts/.exported  ## what each stage of a request costs
-	$(BENCH).stages
 
 docs: .venv-dev/.installed  ## the tables of README and docs/ that are made from the code
 	.venv-dev/bin/python -m tests.make_docs
@@ -160,7 +137,7 @@ check: .venv-dev/.installed  ## format, lint and types
 	.venv-dev/bin/mypy
 
 lock:  ## write the lock files anew (needs uv)
-	for name in serve serve-cuda serve-otel dev clients build sbom ray observe; do \
+	for name in serve serve-cuda serve-otel dev clients build sbom ray; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \
 	done
@@ -173,8 +150,7 @@ lock:  ## write the lock files anew (needs uv)
 	  --no-header --no-annotate requirements/optimum.in -o requirements/optimum.txt
 
 clean:  ## remove environments, artifacts and builds
-	rm -rf .venv .venv-dev .venv-export .venv-clients .venv-otel .venv-ray .venv-bench .venv-observe \
-	  artifacts build embedserve.egg-info
+	rm -rf .venv .venv-* artifacts build embedserve.egg-info
 
 define environment
 	$(PYTHON) -m venv $(@D)
