@@ -28,7 +28,7 @@ def wheels(report: Path) -> dict[str, dict[str, Any]]:
         download = one["download_info"]
         found[name] = {
             "type": "distribution",
-            # Not the address it came from, which may be a mirror of whoever builds.
+            # Not the download address, which may be the builder's mirror.
             "url": f"https://pypi.org/simple/{name}/",
             "comment": download["url"].rpartition("/")[2],
             "hashes": [{"alg": "SHA-256", "content": download["archive_info"]["hashes"]["sha256"]}],

@@ -24,16 +24,16 @@ from embedserve.system import regular_file
 
 FORMAT = 1
 MANIFEST, GRAPH, TOKENIZER, GOLDEN = "manifest.json", "model.onnx", "tokenizer.json", "golden.json"
-# The graph's large tensors, in a file of their own: onnxruntime maps it, so that what is read of it
-# (the rows of an embedding table) is all that stays in memory, once for all sessions.
+# The graph's large tensors, in a separate file. onnxruntime maps it, so only what it reads (rows of
+# an embedding table) stays in memory, shared by all sessions.
 WEIGHTS = "weights.bin"
-# The pooling modes as a graph, for providers whose memory is not this process's own.
+# The pooling modes as a graph, for providers that compute in a device's memory.
 POOLING_GRAPH = "pooling.onnx"
 FINISHING_KINDS = ("dense", "layer_norm", "normalize")
-# Far more than any model has, and what arrays and positions still hold.
+# Far above any real model, yet within what arrays and positions can hold.
 MOST_COMPONENTS, MOST_VOCABULARY, MOST_TOKENS = 2**17, 2**26, 2**31
 PADDING_SIDES = ("right", "left")
-# What a vector may differ from the reference's in any component, by the artifact's precision.
+# Largest accepted difference from the reference in any component, by the artifact's precision.
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
 
 
@@ -50,10 +50,10 @@ class FinishingStep:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The certificate: this artifact against sentence-transformers on a fixed set of texts.
+    """The certificate: this artifact compared with sentence-transformers on fixed texts.
 
-    `longest` is the most tokens of a text compared; `versions` are those of the reference's
-    process, `graph_versions` those of the one that made the graph.
+    `longest` is the number of tokens in the longest text compared. `versions` are the library
+    versions in the reference's process, `graph_versions` those in the process that made the graph.
     """
 
     reference: str
@@ -68,7 +68,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """What a file of the artifact must be."""
+    """The digest and size that a file of the artifact must have."""
 
     sha256: str
     bytes: int
@@ -76,7 +76,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A tensor of WEIGHTS that is looked up by row: its initializer's name, offset and shape."""
+    """A tensor in WEIGHTS that is looked up by row: initializer's name, byte offset and shape."""
 
     name: str
     offset: int
@@ -88,7 +88,7 @@ class Manifest:
     """All facts about one exported model.
 
     hidden_size is h of the graph's output (b, t, h); dimension is that of the final vector.
-    max_tokens counts special tokens. masked_up_to is set by graphs with two attention paths:
+    max_tokens counts special tokens. masked_up_to is set for graphs with two attention paths:
     sequences longer than this many tokens must run in passes without padding. converted_from:
     path -> sha256 of the pickles that the weights were converted from.
     """
@@ -125,15 +125,15 @@ class Manifest:
 
     @property
     def is_bag(self) -> bool:
-        """Whether the graph looks rows up and no more.
+        """Whether the graph only looks up embedding rows.
 
-        Then a text without tokens has a vector, zeros, and so may one of unknown words.
+        Then a text without tokens gets a zero vector, and so may a text of unknown words.
         """
         return self.pooling == (BAG,)
 
     @property
     def owner(self) -> str:
-        """Who GET models says the model is of: the first part of its repository's name."""
+        """The `owned_by` in GET models: the owner in the repository's name, else embedserve."""
         return (self.repository or "").split("/")[0] or "embedserve"
 
 
@@ -146,7 +146,7 @@ class Golden:
     vectors: Floats
 
 
-# What does not change a vector, or is derived: everything else goes into the fingerprint.
+# Fields that do not change a vector, or are derived. All others go into the fingerprint.
 _NOT_IN_FINGERPRINT = (
     "name",
     "repository",
@@ -163,9 +163,9 @@ _OPTIONAL: Mapping[str, Any] = {"converted_from": {}}
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Return sha256 over all that determines vectors: facts and the digests of graph and tokenizer.
+    """Return the sha256 of all that determines vectors: facts, and digests of graph and tokenizer.
 
-    Stable across exports of the same files: no time, version, name or report goes in.
+    Exports of the same files give the same fingerprint: no time, version, name or report goes in.
     """
     facts = {k: v for k, v in asdict(manifest).items() if k not in _NOT_IN_FINGERPRINT}
     computing = manifest.files.keys() - {GOLDEN, POOLING_GRAPH}
@@ -194,7 +194,7 @@ def write(directory: Path, manifest: Manifest) -> Manifest:
 
 
 def exists(directory: Path) -> bool:
-    """Whether there is an artifact, be it whole or not; `read` says why it cannot be read."""
+    """Whether there is an artifact, intact or not; `read` says why one cannot be read."""
     try:
         (directory / MANIFEST).lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -207,7 +207,7 @@ def exists(directory: Path) -> bool:
 def read(directory: Path) -> Manifest:
     """Read and validate manifest.json; StartupError names the file and key.
 
-    Digests are not looked at: see `check_files`.
+    Does not check the files' digests: see `check_files`.
     """
     path = directory / MANIFEST
     try:
@@ -233,13 +233,13 @@ def read(directory: Path) -> Manifest:
 
 
 def check_files(directory: Path, manifest: Manifest) -> None:
-    """Refuse a missing, extra, altered or linked file, naming it."""
+    """Raise StartupError for a missing, extra, altered or linked file; the message names it."""
     check_small_files(directory, manifest)
     check_weights(directory, manifest)
 
 
 def check_small_files(directory: Path, manifest: Manifest) -> None:
-    """Do all of check_files but read the weights: within milliseconds."""
+    """Do all of check_files except reading the weights: takes milliseconds."""
     try:
         _check_names(directory, {MANIFEST, *manifest.files})
         for name, record in sorted(manifest.files.items()):
@@ -254,13 +254,13 @@ def check_small_files(directory: Path, manifest: Manifest) -> None:
 
 
 def check_weights(directory: Path, manifest: Manifest) -> None:
-    """Refuse altered weights: numbers of the right size, which may be loaded meanwhile."""
+    """Refuse altered weights. Their size is known to be right, so they may load in the meantime."""
     if WEIGHTS in manifest.files:
         _check_digest(directory, manifest, WEIGHTS)
 
 
 def _check_names(directory: Path, expected: set[str]) -> None:
-    """Refuse a missing or extra file, and one that is a link or no regular file."""
+    """Refuse a missing file, an extra file, a link, and anything that is not a regular file."""
     found = {p.name for p in directory.iterdir()}
     for name in sorted(expected ^ found):
         what = "missing from" if name in expected else "not in the manifest of"
@@ -268,7 +268,7 @@ def _check_names(directory: Path, expected: set[str]) -> None:
     for name in sorted(expected):
         status = (directory / name).lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise _altered(directory / name, "is a link or no regular file")
+            raise _altered(directory / name, "is a link or not a regular file")
 
 
 def _check_digest(directory: Path, manifest: Manifest, name: str) -> None:
@@ -327,7 +327,7 @@ def read_array(directory: Path, name: str) -> Floats:
     try:
         with regular_file.open_file(directory / name) as file:
             array: Floats = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # numpy raises many types for a header that is none
+    except Exception as error:  # numpy raises many types for a bad header
         raise StartupError(f"{directory / name}: cannot be read: {error}") from error
     if array.dtype != np.float32:
         raise StartupError(f"{directory / name}: holds {array.dtype}, float32 is accepted")
@@ -335,7 +335,7 @@ def read_array(directory: Path, name: str) -> Floats:
 
 
 def map_tables(directory: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Map each of the manifest's tables, by name; rows are read from disk when they are used."""
+    """Map each table of the manifest into memory, by name; rows are read from disk when used."""
     kind = {"fp32": np.float32, "fp16": np.float16}[manifest.precision]
     path = directory / WEIGHTS
     try:
@@ -369,7 +369,7 @@ def _check_choices(manifest: Manifest, path: Path) -> None:
 
 
 def _check_ranges(manifest: Manifest, path: Path) -> None:
-    """Refuse a number that no model has; what only the graph knows is held against it at load."""
+    """Refuse a number that no model has. What only the graph knows is checked when it loads."""
     vocabulary, dimension = manifest.vocabulary, manifest.dimension
     masked = 1 if manifest.masked_up_to is None else manifest.masked_up_to
     facts: list[tuple[str, float, float, float]] = [
@@ -390,11 +390,11 @@ def _check_ranges(manifest: Manifest, path: Path) -> None:
             raise StartupError(f"{path}: {name} = {value}; {least} to {most} is accepted")
     if manifest.default_prompt_name not in (None, *manifest.prompts):
         found = manifest.default_prompt_name
-        raise StartupError(f'{path}: default_prompt_name = "{found}"; one of prompts is accepted')
+        raise StartupError(f'{path}: default_prompt_name = "{found}"; must be a name in prompts')
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Build `kind` (a dataclass, tuple, mapping or scalar type) from JSON, exact in every type."""
+    """Build `kind` (a dataclass, tuple, mapping or scalar type) from JSON; types must match."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         if value is None and type(None) in args:
@@ -414,7 +414,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 
 def _is_odd(value: Any) -> bool:
-    """Whether it is half a surrogate pair, which no text has, or a float that is no number."""
+    """Whether a string has half a surrogate pair, or a float is infinite or not a number."""
     if isinstance(value, str):
         return any("\ud800" <= character <= "\udfff" for character in value)
     return isinstance(value, float) and not math.isfinite(value)

@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and their flags."""
+"""The command line: the commands and their flags."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
         sys.exit(status)
     except StartupError as error:
-        logging.shutdown()  # what was logged stands before it
+        logging.shutdown()  # writes the log lines before the error
         print(f"embedserve: {error}", file=sys.stderr)
         sys.exit(error.status)
-    except BrokenPipeError:  # who reads a report has seen enough (`| head`)
+    except BrokenPipeError:  # the reader of a report closed the pipe (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 

@@ -12,7 +12,7 @@ AUTHENTICATION = "authentication_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 
-# code -> (HTTP status, OpenAI error type). docs/api.md's table is made of this one.
+# code -> (HTTP status, OpenAI error type). docs/api.md's table is made from it.
 ERRORS: Mapping[str, tuple[int, str]] = {
     "invalid_http": (400, INVALID_REQUEST),
     "invalid_json": (400, INVALID_REQUEST),
@@ -53,7 +53,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
 }
 
 
-# Of a line for people: what was found may be a file's whole content.
+# Limit for a message: what it quotes may be the whole content of a file.
 MOST_CHARACTERS = 4000
 
 
@@ -84,25 +84,25 @@ class ClientLeftError(Exception):
 
 
 class DeviceLostError(Exception):
-    """A device fails at what it has computed before: only a new process gets it back."""
+    """The device fails even at the smallest pass; only a new process can use it again."""
 
 
 class Exit(IntEnum):
-    """Exit statuses of sysexits.h, as far as they are used here."""
+    """The exit statuses of sysexits.h that are used here."""
 
     USAGE = 64  # the command line is wrong
     DATAERR = 65  # a model's files are wrong or not understood
     NOINPUT = 66  # a file or directory is missing
-    UNAVAILABLE = 69  # a source, an address or a provider cannot be had
+    UNAVAILABLE = 69  # a source, an address or a provider is not available
     SOFTWARE = 70  # a check of our own work failed
     CANTCREAT = 73  # an output cannot be written
-    CONFIG = 78  # configuration or an artifact is not what it says
+    CONFIG = 78  # the configuration or an artifact is invalid
 
 
 class StartupError(Exception):
     """The command cannot start or finish: one line on standard error and an exit status."""
 
     def __init__(self, message: str, status: Exit = Exit.CONFIG) -> None:
-        # What was found may be anything; whoever reads standard error expects one line of text.
+        # A message may quote anything; readers of standard error expect one line of text.
         super().__init__(escaped(shortened(message, MOST_CHARACTERS)))
         self.status = status

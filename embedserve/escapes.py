@@ -1,13 +1,13 @@
-"""Text from elsewhere for a terminal or a log: what would steer either becomes an escape."""
+"""Makes foreign text safe for a terminal or a log: control characters become escapes."""
 
 from __future__ import annotations
 
 
 def escaped(text: str) -> str:
-    r"""One line of printable characters: all others as Python escapes.
+    r"""Return the text as one printable line; other characters become Python escapes.
 
-    Others are control characters, line ends, what changes the direction of writing, and halves of
-    surrogate pairs, which no stream can encode. A printable text is returned as it is.
+    These are control characters, line ends, marks that change the writing direction, and halves of
+    surrogate pairs, which no stream can encode. Printable text is returned unchanged.
 
     >>> escaped("a\x1b[2Jb\n")
     'a\\x1b[2Jb\\n'
@@ -18,7 +18,7 @@ def escaped(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """At most about `most` characters of a text: its beginning and its end.
+    """Shorten a text to about `most` characters: its beginning and its end.
 
     >>> shortened("0123456789", 8)
     '0123 (2 characters left out) 6789'

@@ -1,4 +1,4 @@
-"""Log lines on standard error: one line an event, text or JSON, no inputs and no keys in any."""
+"""Log lines on standard error: one per event, text or JSON, without inputs or keys."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from queue import Full, Queue
 from embedserve.config.settings import Settings
 from embedserve.escapes import escaped
 
-ACCESS = "embedserve.access"  # one line a request: never limited
-# Lines that wait for a reader of standard error: a few seconds of a busy server.
+ACCESS = "embedserve.access"  # one line per request: never limited
+# Most lines that wait to be written: a few seconds of a busy server.
 MOST_WAITING = 10_000
 CLOSE_SECONDS = 1.0
-# Of one kind (logger and message) so many lines pass in so many seconds.
+# At most BURST lines of one kind (logger and message) pass in WINDOW seconds.
 BURST, WINDOW = 20, 10.0
 MOST_KINDS = 1000
 
@@ -38,7 +38,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(TextFormatter):
-    """The same as one JSON object a line; an access line's fields are keys of it."""
+    """The same as one JSON object per line; the fields of an access line are its keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -50,7 +50,7 @@ class JsonFormatter(TextFormatter):
         entry |= fields if isinstance(fields, dict) else {"message": record.getMessage()}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        # JSON leaves one control character as it is.
+        # JSON does not escape DEL.
         return json.dumps(entry, ensure_ascii=True).replace("\x7f", "\\u007f")
 
 
@@ -58,9 +58,10 @@ FORMATTERS: dict[str, type[TextFormatter]] = {"text": TextFormatter, "json": Jso
 
 
 class Lines(logging.Handler):
-    """Hands records to a thread that writes them: a full or closed pipe keeps nobody waiting.
+    """Hands records to a thread that writes them, so a full or closed pipe blocks nobody.
 
-    Lines past MOST_WAITING, or that cannot be written, are lost; how many is said once one can.
+    Drops lines past MOST_WAITING and lines that it cannot write. Once it can write again, it logs
+    how many it dropped.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -78,7 +79,7 @@ class Lines(logging.Handler):
             self._lost += 1
 
     def close(self) -> None:
-        """Write what waits, for as long as somebody reads it."""
+        """Write the lines that wait; give up after CLOSE_SECONDS."""
         with contextlib.suppress(Full):
             self._records.put_nowait(None)
         self._thread.join(CLOSE_SECONDS)
@@ -90,7 +91,9 @@ class Lines(logging.Handler):
             self._write(record)
             if lost and self._lost == lost:
                 self._lost = 0
-                self._write(_warning("%s log lines were lost: nobody took them", lost))
+                self._write(
+                    _warning("%s log lines were lost: standard error did not take them", lost)
+                )
 
     def _write(self, record: logging.LogRecord) -> None:
         try:
@@ -102,7 +105,7 @@ class Lines(logging.Handler):
 
 
 class Limit(logging.Filter):
-    """Lets `burst` lines of one kind pass in `window` seconds, and says how many it left out."""
+    """Lets `burst` lines of one kind pass in `window` seconds, and reports how many it left out."""
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class Limit(logging.Filter):
         self._clock = clock
         self._burst = burst
         self._window = window
-        self._kinds: dict[tuple[str, object], list[float]] = {}  # since when, and how many
+        self._kinds: dict[tuple[str, object], list[float]] = {}  # window's start, count
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == ACCESS:
@@ -125,7 +128,7 @@ class Limit(logging.Filter):
         kind = self._kinds.setdefault((record.name, record.msg), [now, 0])
         if now - kind[0] >= self._window:
             if (left_out := int(kind[1]) - self._burst) > 0:
-                record.msg = f"{record.msg} ({left_out} more like it were left out before)"
+                record.msg = f"{record.msg} ({left_out} similar lines were left out before it)"
             kind[:] = [now, 0]
         kind[1] += 1
         return kind[1] <= self._burst
@@ -142,5 +145,5 @@ def configure(settings: Settings) -> None:
     handler.addFilter(Limit())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger(ACCESS).disabled = not settings.access_log
-    # uvicorn says where it stands at info; what an operator must know is said by embedserve.
+    # At info, uvicorn reports its progress; embedserve itself logs what an operator must know.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -19,12 +19,12 @@ from prometheus_client import (
 
 from embedserve.errors import ERRORS
 
-# A creation time beside every series doubles the scrape, and Prometheus' text format has no use
-# for it.
+# A creation time for every series would double the scrape, and Prometheus' text format does not use
+# it.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# What is refused before there is a whole request: a connection, or a request by its head.
+# Codes of refusals before there is a whole request: of a connection, or of a request's head.
 REFUSALS = (
     *("invalid_http", "request_timeout", "uri_too_long", "headers_too_large"),
     *("unsupported_transfer_coding", "out_of_memory", "too_many_connections", "invalid_api_key"),
@@ -40,7 +40,7 @@ _RATIOS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One metric; docs/observing.md's table is made of METRICS."""
+    """One metric; docs/observing.md's table is made from METRICS."""
 
     kind: type[Counter] | type[Gauge] | type[Histogram]
     name: str
@@ -51,34 +51,34 @@ class Row:
 
 METRICS: tuple[Row, ...] = (
     Row(Counter, "requests_total", "Embedding requests by outcome.", ("model", "outcome")),
-    Row(Counter, "refusals_total", "Refused before there was a whole request.", ("code",)),
+    Row(Counter, "refusals_total", "Refusals before a whole request arrived.", ("code",)),
     Row(Counter, "texts_total", "Texts embedded."),
-    Row(Counter, "tokens_total", "Tokens run, special tokens and prompts included."),
-    Row(Counter, "padding_tokens_total", "Padding tokens run."),
+    Row(Counter, "tokens_total", "Tokens run in passes, including special tokens and prompts."),
+    Row(Counter, "padding_tokens_total", "Padding tokens run in passes."),
     Row(Counter, "truncated_texts_total", "Texts cut to the model's limit."),
     Row(Counter, "failed_passes_total", "Forward passes that raised an error."),
     Row(Counter, "cache_hits_total", "Texts whose vector was in the cache."),
     Row(Counter, "cache_misses_total", "Texts whose vector was not in the cache."),
-    Row(Histogram, "request_duration_seconds", "Whole request.", ("model",), _SECONDS),
+    Row(Histogram, "request_duration_seconds", "Time of a whole request.", ("model",), _SECONDS),
     Row(Histogram, "tokenization_duration_seconds", "Tokenizing a request.", ("model",), _SECONDS),
-    Row(Histogram, "queue_wait_seconds", "Queued until the first pass.", ("model",), _SECONDS),
-    Row(Histogram, "inference_duration_seconds", "One forward pass.", ("model",), _SECONDS),
+    Row(Histogram, "queue_wait_seconds", "Time queued until the first pass.", ("model",), _SECONDS),
+    Row(Histogram, "inference_duration_seconds", "Time of one forward pass.", ("model",), _SECONDS),
     Row(Histogram, "batch_size", "Sequences in a forward pass.", ("model",), _SIZES),
-    Row(Histogram, "batch_tokens", "Tokens in a pass with padding.", ("model",), _TOKENS),
-    Row(Histogram, "padding_ratio", "Padding / tokens of a pass.", ("model",), _RATIOS),
-    Row(Gauge, "queue_depth", "Sequences that wait."),
+    Row(Histogram, "batch_tokens", "Tokens in a pass, including padding.", ("model",), _TOKENS),
+    Row(Histogram, "padding_ratio", "Share of padding in a pass.", ("model",), _RATIOS),
+    Row(Gauge, "queue_depth", "Waiting sequences."),
     Row(Gauge, "requests_in_flight", "Embedding requests being answered."),
-    Row(Gauge, "predicted_wait_seconds", "Until what waits now is tokenized and run.", ()),
+    Row(Gauge, "predicted_wait_seconds", "Time until all waiting work is tokenized and run.", ()),
     Row(Gauge, "max_wait_seconds", "Predicted wait past which requests get 429.", ()),
-    Row(Gauge, "pending_bytes", "What requests in flight hold.", ()),
-    Row(Gauge, "max_pending_bytes", "What they may hold, past which a new one gets 429.", ()),
+    Row(Gauge, "pending_bytes", "Bytes that requests in flight hold.", ()),
+    Row(Gauge, "max_pending_bytes", "Limit of pending_bytes, past which requests get 429.", ()),
     Row(Gauge, "connections", "Open connections.", ()),
     Row(Gauge, "max_connections", "Connections past which a new one gets 503.", ()),
     Row(Gauge, "cache_bytes", "Size of the cache of vectors.", ()),
-    Row(Gauge, "memory_bound_bytes", "What resident memory stays below, by construction.", ()),
-    Row(Gauge, "memory_limit_bytes", "What this process may have; +Inf: no limit is known.", ()),
+    Row(Gauge, "memory_bound_bytes", "Upper bound of resident memory, by construction.", ()),
+    Row(Gauge, "memory_limit_bytes", "Memory this process may use; +Inf if no limit is known.", ()),
     Row(Gauge, "lanes", "Inference threads.", ()),
-    Row(Gauge, "ready", "1 while new traffic should come, as /readyz says.", ()),
+    Row(Gauge, "ready", "1 while the server wants new traffic, as /readyz says.", ()),
     Row(Gauge, "live", "1 until an inference thread is lost, as /livez says.", ()),
     Row(
         Gauge,
@@ -90,7 +90,7 @@ METRICS: tuple[Row, ...] = (
 
 
 class ModelMetrics:
-    """The series of one model, looked up once: a look-up costs as much as a count."""
+    """The series of one model, looked up once because a look-up costs as much as a count."""
 
     def __init__(self, made: Mapping[str, Any], name: str) -> None:
         def child(metric: str) -> Any:
@@ -120,7 +120,7 @@ class ModelMetrics:
 class Metrics:
     """All metrics of one process, every series present from the first scrape on.
 
-    A gauge without labels is there once somebody has fixed or watched it: 0 would say that this
+    A gauge without labels appears only after `fix` or `watch`: a 0 before that would mean that this
     process is not ready, or may hold nothing.
     """
 
@@ -143,24 +143,24 @@ class Metrics:
         return self._models[name]
 
     def refused(self, code: str) -> None:
-        """Count one refusal of REFUSALS."""
+        """Count one refusal; `code` is one of REFUSALS."""
         self._refusals[code].inc()
 
     def add_model(self, name: str, depth: Callable[[], float], **info: str) -> None:
-        """Make every series of a model; `depth` is asked at each scrape."""
+        """Make every series of a model; `depth` is called at each scrape."""
         self.of(name).queue_depth.set_function(depth)
         self._made["model_info"].labels(model=name, **info).set(1)
 
     def fix(self, name: str, value: float) -> None:
-        """Set a gauge that stays as it is."""
+        """Set a gauge whose value does not change."""
         self._gauge(name).set(value)
 
     def watch(self, name: str, value: Callable[[], float]) -> None:
-        """Ask for a gauge's value at each scrape."""
+        """Call `value` for a gauge's value at each scrape."""
         self._gauge(name).set_function(value)
 
     def value(self, name: str) -> float:
-        """Return what a gauge without labels says now."""
+        """Return the current value of a gauge without labels."""
         (family,) = self._made[name].collect()
         return float(family.samples[0].value)
 

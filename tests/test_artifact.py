@@ -464,7 +464,7 @@ class TestFiles:
         """What cannot be read as a file is named before it is opened."""
         (directory / "model.onnx").unlink()
         (directory / "model.onnx").mkdir()
-        refused_by_check(directory, "model.onnx", "no regular file")
+        refused_by_check(directory, "model.onnx", "not a regular file")
 
     @pytest.mark.parametrize("name", ["../escape", "/etc/hostname", "sub/file"])
     def test_a_path_out_of_the_artifact(self, directory: Path, name: str) -> None:

@@ -464,7 +464,7 @@ class TestScaling:
     @pytest.mark.parametrize("seconds", [0, -1])
     def test_no_target(self, seconds: float) -> None:
         """Refused when the application is deployed, not when it is scaled."""
-        with pytest.raises(ValueError, match="seconds above 0"):
+        with pytest.raises(ValueError, match="must be above 0 seconds"):
             QueueWait(target_wait=seconds)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from embedserve.http.readiness import Readiness
 from embedserve.metrics import METRICS, Metrics
 from embedserve.model.providers import PROVIDERS
 from embedserve.model.registry import ModelRegistry
+from tests import programs
 from tests.conftest import MINILM, ROOT, Server
 
 Json = dict[str, Any]
@@ -125,10 +125,8 @@ Build = Callable[[Path], list[Json]]
 @pytest.fixture(scope="session")
 def build() -> Build:
     """A kustomization, built."""
-    commands = {"kustomize": ["kustomize", "build"], "kubectl": ["kubectl", "kustomize"]}
-    command = next((commands[name] for name in commands if shutil.which(name)), None)
-    if command is None:
-        pytest.skip("neither kustomize nor kubectl is here: install one, kubectl 1.25 or newer")
+    program = programs.need("kustomize", "kubectl", package="kubectl (1.25 or newer)")
+    command = [program, "kustomize" if Path(program).name == "kubectl" else "build"]
 
     def run(folder: Path) -> list[Json]:
         done = subprocess.run(
@@ -360,7 +358,7 @@ def test_grace() -> None:
 def test_service_links_would_be_refused() -> None:
     """The variables that a Service's name becomes are no settings: Pods get none."""
     name = only("Service")["metadata"]["name"].upper()
-    with pytest.raises(StartupError, match="is no setting"):
+    with pytest.raises(StartupError, match="is not a setting"):
         settings.merge(models_toml.read(MODELS), {f"{name}_SERVICE_HOST": "10.0.0.1"}, {}, MODELS)
     assert POD["enableServiceLinks"] is False
 

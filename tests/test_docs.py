@@ -6,7 +6,6 @@ import argparse
 import ast
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
@@ -30,7 +29,7 @@ from embedserve.model.request import INPUT_TYPES
 from embedserve.model.tokenizer import CHARACTERS_PER_TOKEN
 from export import add as export_add
 from export import cli as export_cli
-from tests import tree
+from tests import programs, tree
 from tests.conftest import ROOT
 from tests.documents import (
     DOCS,
@@ -337,11 +336,10 @@ class TestOperating:
         assert int(values["LimitNOFILE"]) > settings.max_connections
         refused = set(map(int, values["RestartPreventExitStatus"].split()))
         assert refused == {Exit.USAGE, Exit.DATAERR, Exit.NOINPUT, Exit.CONFIG}
-        if not shutil.which("systemd-analyze"):
-            pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+        analyze = programs.need("systemd-analyze", package="systemd")
         path = tmp_path / "embedserve@.service"
         path.write_text(unit.replace("/opt/embedserve/bin/embedserve", "/bin/true"))
-        command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(path)]
+        command = [analyze, "verify", "--man=no", "--recursive-errors=no", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         ours = [line for line in done.stderr.splitlines() if path.name in line]
         assert (done.returncode, ours) == (0, [])
@@ -351,8 +349,7 @@ class TestOperating:
         (body,) = [body for _, _, body in codes("haproxy")]
         seconds = dict(re.findall(r"timeout (\w+) (\d+)s", body))
         assert int(seconds["server"]) > Settings().request_timeout
-        if not (haproxy := shutil.which("haproxy", path="/usr/sbin:/usr/bin:/sbin:/bin")):
-            pytest.skip("haproxy is not installed: apt-get install haproxy")
+        haproxy = programs.need("haproxy", package="haproxy")
         path = tmp_path / "haproxy.cfg"
         path.write_text(body)
         done = subprocess.run([haproxy, "-c", "-f", path], capture_output=True, text=True)

@@ -304,7 +304,7 @@ class TestAdvice:
         """Room for the models, and not for all that the settings let in: what to lower."""
         model = ArtifactState("tiny", Path("tiny"), tiny.manifest(), None)
         (line,) = found(models=(model,), memory=Known(2**28, "memory.max")).advice()
-        assert "268 MB there are (memory.max): lower max_connections" in line
+        assert "268 MB available (memory.max): lower max_connections" in line
 
     def test_keys(self) -> None:
         """With keys a public address is nothing to say."""

@@ -195,7 +195,7 @@ def test_more_than_there_is() -> None:
     found = footprint.estimate(200_000_000, [MINILM], 2, 256, Settings())
     said = found.advice(Known(512_000_000, "cgroup v2 memory.max"))
     assert said is not None
-    assert "512 MB there are (cgroup v2 memory.max)" in said
+    assert "512 MB available (cgroup v2 memory.max)" in said
     assert "max_connections" in said
     assert found.advice(Known(64_000_000_000, "")) is None
     assert found.advice(None) is None

@@ -143,12 +143,12 @@ class TestModelsToml:
     @pytest.mark.parametrize(
         ("value", "said"),
         [
-            ("[]", "names none; each wheel once"),
+            ("[]", "names none; name at least one wheel, and each once"),
             ("[1]", "package = 1; a table"),
             (
                 f"[{{name='a',version='1',sha256='{DIGEST}'}},"
                 f"{{name='a',version='2',sha256='{DIGEST}'}}]",
-                "names a, a; each wheel once",
+                "names a, a; name at least one wheel, and each once",
             ),
             ("[{name='a',version='1'}]", "package.sha256"),
             *((f"{{name={json.dumps(n)}}}", "package.name") for n in NO_PACKAGES),
@@ -387,8 +387,8 @@ class TestAliases:
             ("bad", "model = 'tiny'\ndimensions = 64.0", ["dimensions = 64.0", "an integer"]),
             ("bad", "model = 'tiny'\ndimensions = true", ["dimensions = true", "an integer"]),
             ("bad", "model = 'tiny'\nprompt = 'x'", ["prompt: unknown key", "prompt_name"]),
-            ("tiny", "model = 'tiny'", ["none of theirs"]),
-            ("a/b", "model = 'tiny'", ["a name as of a model"]),
+            ("tiny", "model = 'tiny'", ["that no model uses"]),
+            ("a/b", "model = 'tiny'", ["must be a valid model name"]),
         ],
         ids=[
             "no model",

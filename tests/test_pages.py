@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from embedserve.api import pages
-from tests import tiny
+from tests import programs, tiny
 from tests.conftest import Server, Start
 
 PAGES = ("/", "/docs", "/openapi.json")
@@ -101,12 +100,12 @@ def test_source(name: str) -> None:
     assert re.findall(r'(?:src|href)="([^"#:]+\.(?:js|css))"', whole) == []
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node to check JavaScript with")
 @pytest.mark.parametrize("name", ["playground", "docs"])
 def test_script_is_javascript(name: str) -> None:
     """As node reads it."""
+    node = programs.need("node", package="nodejs")
     script = Path(pages.__file__).parents[1] / "page" / f"{name}.js"
-    done = subprocess.run(["node", "--check", script], capture_output=True, text=True)
+    done = subprocess.run([node, "--check", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -193,9 +192,8 @@ def _host(url: str) -> str:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A headless Chromium with a profile of its own."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    chromium = programs.need("chromium", package="chromium")
+    chromedriver = programs.need("chromedriver", package="chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for argument in ARGUMENTS:

@@ -78,7 +78,7 @@ def test_had() -> None:
         Candidate(2, 1, 256): of(100, cores=1.1),
     }
     assert had(turns, 2) == pytest.approx(0.6)
-    assert table(turns, 2).endswith("only 60% of the cores were to be had: measure on an idle host")
+    assert table(turns, 2).endswith("only 60% of the CPU was available: measure on an idle host")
     assert "only" not in table({Candidate(2, 1, 64): of(100)}, 2)
 
 

@@ -1,1 +1,1 @@
-"""The application of `embedserve serve` over a Ray cluster, by Ray Serve."""
+"""The application of `embedserve serve` on a Ray cluster, run by Ray Serve."""

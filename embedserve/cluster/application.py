@@ -21,8 +21,8 @@ from embedserve.errors import StartupError
 from embedserve.model import loading
 
 FRONT = "front"
-# Ray counts a request until its answer is sent. embedserve's own queue is what refuses: by
-# predicted wait and by bytes, with the time after which to come again. This one only bounds.
+# Ray counts a request until its answer is sent. embedserve's own queue refuses requests, by
+# predicted wait and by bytes, and says when to retry. This limit is only an upper bound.
 MOST_REQUESTS = 1000
 
 
@@ -30,7 +30,7 @@ MOST_REQUESTS = 1000
 class Arguments:
     """What `args` of the configuration file says.
 
-    `settings` are keys of [server] in models.toml, and stand before them and before variables.
+    `settings` are keys of [server]; they override models.toml and environment variables.
     """
 
     models: str
@@ -40,7 +40,10 @@ class Arguments:
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Make the application: `import_path` of a Ray Serve configuration. StartupError otherwise."""
+    """Build the application; a Ray Serve configuration names this in `import_path`.
+
+    StartupError if `args`, models.toml or the settings are wrong, or an artifact is missing.
+    """
     arguments = _arguments(args)
     path, artifacts = Path(arguments.models), Path(arguments.artifacts)
     configuration = models_toml.read(path)
@@ -50,7 +53,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     aliases = [a for a in configuration.aliases.values() if a.model in models]
     names = [*models, *(alias.name for alias in aliases)]
     if FRONT in models:
-        raise StartupError(f"{path}: [models.{FRONT}]: that is the name of another deployment")
+        raise StartupError(f"{path}: [models.{FRONT}]: another deployment has this name")
     pools = {}
     for spec in specs:
         served = Served(spec, [a for a in aliases if a.model == spec.name], names)
@@ -68,14 +71,14 @@ def build(args: dict[str, Any]) -> serve.Application:
 def _deployment(
     cls: type, name: str, settings: Settings, cores: float, gpus: int = 0
 ) -> serve.Deployment:
-    """Defaults of a deployment, which the configuration file may override by its name."""
+    """Return a deployment with defaults, which the configuration file may override by name."""
     return serve.deployment(cls).options(
         name=name,
         max_ongoing_requests=MOST_REQUESTS,
         ray_actor_options={"num_cpus": cores, "num_gpus": gpus},
-        # Changed code or args: the new ones are ready before the old ones go.
+        # When code or args change, new replicas are ready before old ones stop.
         max_surge_percent=100,
-        # A replica that ends is asked nothing more, and answers what it has.
+        # A replica that stops gets no new requests, and answers those that it has.
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         health_check_period_s=2.0,
@@ -88,21 +91,23 @@ def _arguments(args: Mapping[str, Any]) -> Arguments:
     paths = {name: args.get(name, default) for name, default in PATHS.items()}
     model, settings = args.get("model", []), args.get("settings", {})
     if not all(isinstance(path, str) for path in paths.values()):
-        raise StartupError(f"{where} models and artifacts are paths")
+        raise StartupError(f"{where} models and artifacts must be paths")
     if not isinstance(model, list) or not all(isinstance(name, str) for name in model):
-        raise StartupError(f"{where} model = {shown(model)}; a list of names of models")
+        raise StartupError(f"{where} model = {shown(model)}; a list of model names")
     if not isinstance(settings, Mapping):
         raise StartupError(f"{where} settings = {shown(settings)}; a table")
     return Arguments(paths["models"], paths["artifacts"], tuple(model), settings)
 
 
 def _settings(configuration: Config, arguments: Arguments, path: Path) -> Settings:
-    """[server], then the environment, then `settings`."""
+    """Merge [server] < environment < `settings`."""
     if KEYS in os.environ:
-        raise StartupError(f"{KEYS}: Ray shows environments to all; use api_keys_file")
+        raise StartupError(
+            f"{KEYS}: Ray shows environment variables to everyone; use api_keys_file"
+        )
     merged = merge(configuration, os.environ, {}, path)
     given = merge(replace(configuration, server=arguments.settings), {}, {}, Path("args"))
     settings = replace(merged, **{name: getattr(given, name) for name in arguments.settings})
     if settings.tracing:
-        raise StartupError("tracing = true; there are no spans over Ray Serve")
+        raise StartupError("tracing = true; not supported with Ray Serve")
     return settings

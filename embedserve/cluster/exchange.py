@@ -1,4 +1,4 @@
-"""A whole request and a whole answer, and an ASGI application between them."""
+"""Whole requests and whole answers as values, with an ASGI application in between."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from starlette.types import ASGIApp, Message, Scope
 
 RawHeaders = list[tuple[bytes, bytes]]
-# A request whose client has left ends with the operator that runs: within a second.
+# Time for a request to end after its client left. The running operator ends within a second.
 LEAVING_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client sent, as bytes; it travels between processes."""
+    """What a client sent, as bytes; passed between processes."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
     body: bytes = b""
 
     def scope(self) -> Scope:
-        """Return the ASGI scope of it."""
+        """Return its ASGI scope."""
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the application answered, and what its access log line says besides."""
+    """What the application answered, and more fields for the access log line."""
 
     status: int
     headers: RawHeaders
@@ -52,7 +52,7 @@ class Answer:
 
 
 async def answer(app: ASGIApp, request: Request) -> Answer:
-    """Let `app` answer. When this is cancelled, the application's client has left."""
+    """Let `app` answer. Cancelling this tells `app` that its client has left."""
     exchange = _Exchange(request)
     work = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
     try:

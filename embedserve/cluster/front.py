@@ -1,4 +1,4 @@
-"""The front of a cluster: which model's replicas a request goes to, and what stands around it."""
+"""The front of a cluster: sends each request to a replica of its model, behind the middleware."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from embedserve.metrics import CONTENT_TYPE, Metrics
 
 log = logging.getLogger(__name__)
 
-# A replica answers 504 itself; where it cannot, so much later the front does.
+# A replica answers 504 itself. If it cannot, the front does so this much later.
 LATE_SECONDS = 1.0
-# For replicas to say that they are there, and to give their metrics.
+# Time for replicas to answer a probe, and to return their metrics.
 PROBE_SECONDS = 2.0
-# What a replica is not told, or says itself.
+# Headers not passed to a replica, and headers not taken from its answer.
 _NOT_SENT = (b"authorization", b"cookie", b"connection", b"transfer-encoding")
 _NOT_TAKEN = (b"x-request-id",)
 
 
 class LostError(Exception):
-    """The replica that had the request is gone; another can do it, nothing was changed by it."""
+    """The replica that had the request is gone. Another can retry it: requests change nothing."""
 
 
 class Pool(Protocol):
     """The replicas of one model."""
 
     async def ask(self, request: Request) -> Answer:
-        """Let one replica answer. LostError, or RequestError where there is none.
+        """Let one replica answer. LostError if it is gone, RequestError if there is none.
 
-        Cancelled, the replica is told that the client has left.
+        When this is cancelled, the replica learns that the client has left.
         """
 
 
@@ -58,15 +58,15 @@ class Scraped(Protocol):
     """Processes with metrics."""
 
     async def metrics(self) -> Mapping[str, bytes]:
-        """Return each one's metrics by its name."""
+        """Return each process's metrics by its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
     """The models of the cluster: names in the order they are listed, owners, and pools.
 
-    An alias has the pool of its model. `models` are those of `names` that are no aliases.
-    `processes` have metrics: each model's replicas, and the fronts.
+    An alias has the pool of its model. `models` are those of `names` that are not aliases.
+    `processes` are those with metrics: each model's replicas, and the fronts.
     """
 
     names: Sequence[str]
@@ -76,7 +76,7 @@ class Directory:
     processes: Sequence[Scraped]
 
     def pool(self, name: str | None) -> Pool:
-        """Return the pool of a name; for any other the first, which says what is wrong with it."""
+        """Return the pool of a name; for any other the first, whose replica answers or refuses."""
         found = self.pools.get(name) if name is not None else None
         return found or self.pools[self.models[0]]
 
@@ -96,9 +96,9 @@ class Front:
         self.get_model = _Endpoint(self._get_model)
 
     async def _create(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST embeddings and tokenize: to the pool of the body's `model`.
+        """POST embeddings and tokenize: send to the pool of the body's `model`.
 
-        Requests that a replica answers are counted there, the others here.
+        A replica counts the requests that it answers; the front counts the others.
         """
         headers = body.headers(scope)
         reservation = Reservation(self._budget)
@@ -166,7 +166,7 @@ class Front:
         headers = [(k, v) for k, v in scope["headers"] if k not in _NOT_SENT]
         request = Request(scope["method"], scope["path"], headers, content)
         seconds = self._settings.request_timeout
-        with contextlib.suppress(RequestError):  # which the replica will say
+        with contextlib.suppress(RequestError):  # the replica will report it
             seconds = deadline.deadline(dict(headers), seconds)
         try:
             async with asyncio.timeout(seconds + LATE_SECONDS):
@@ -183,7 +183,7 @@ def create_app(settings: Settings, directory: Directory, keys: Keys, metrics: Me
 
 
 def _leaving(app: ASGIApp) -> ASGIApp:
-    """Ray cancels a request whose client has closed its connection."""
+    """Turn a cancellation into ClientLeftError: Ray cancels a request whose client has left."""
 
     async def left(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -195,7 +195,7 @@ def _leaving(app: ASGIApp) -> ASGIApp:
 
 
 def _at_root(app: ASGIApp) -> ASGIApp:
-    """Take the application's `route_prefix` off every path."""
+    """Remove the application's `route_prefix` from every path."""
 
     async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
         if root := scope.get("root_path"):
@@ -207,7 +207,7 @@ def _at_root(app: ASGIApp) -> ASGIApp:
 
 
 class _Endpoint:
-    """A method as an ASGI application, which is how starlette's Route tells it from a function."""
+    """Makes a method an ASGI application; starlette's Route takes a bare one for a handler."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -217,11 +217,11 @@ class _Endpoint:
 
 
 async def _twice(pool: Pool, request: Request) -> Answer:
-    """Ask again once when a replica is lost: what ends every process that runs it ends two."""
+    """Ask again once if a replica is lost; a request that kills its process kills two at most."""
     try:
         return await pool.ask(request)
     except LostError as error:
-        log.warning("a replica was lost with a request, another is asked: %r", error.__cause__)
+        log.warning("a replica was lost with a request, asking another: %r", error.__cause__)
     try:
         return await pool.ask(request)
     except LostError:

@@ -1,4 +1,4 @@
-"""The front as a Ray Serve deployment, and pools that are handles of others."""
+"""The front as a Ray Serve deployment, and pools over the handles of other deployments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Replicas:
     handle: Any  # ray.serve.handle.DeploymentHandle
 
     async def ask(self, request: Request) -> Answer:
-        """As Pool says."""
+        """See Pool."""
         response = self.handle.answer.remote(request)
         task = asyncio.current_task()
         assert task is not None
@@ -68,7 +68,7 @@ class Replicas:
         return answer
 
     async def metrics(self) -> Mapping[str, bytes]:
-        """As Scraped says: of all, when all answer in time."""
+        """See Scraped. Empty unless all answer in time."""
         try:
             scrapes = await self.handle.broadcast("metrics").results_async(
                 timeout_s=PROBE_SECONDS, return_exceptions=True
@@ -119,5 +119,5 @@ class Ingress:
         return scrape(self._metrics)
 
     async def reconfigure(self, user_config: object) -> None:
-        """Called by Ray where there is a `user_config`: at start, and when it changes."""
+        """Reload the keys. Ray calls this at start and on changes, if there is a `user_config`."""
         self._keys.reload()

@@ -1,4 +1,4 @@
-"""Metrics of many processes as one text: every series gets the name of its process."""
+"""Merges the metrics of many processes: every series gets the name of its process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL = "replica"
 
 @dataclass(frozen=True, slots=True)
 class _Families(Collector):
-    """What generate_latest asks for."""
+    """The collector that generate_latest needs."""
 
     families: Iterable[Metric]
 
@@ -23,7 +23,7 @@ class _Families(Collector):
 
 
 def merge(scrapes: Mapping[str, bytes]) -> bytes:
-    """Return one Prometheus text of those of many processes, which LABEL tells apart."""
+    """Merge Prometheus texts by process name into one; LABEL names each series' process."""
     families: dict[str, Metric] = {}
     for name, text in scrapes.items():
         for family in text_string_to_metric_families(text.decode()):

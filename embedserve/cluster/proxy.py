@@ -1,6 +1,6 @@
-"""Around Ray Serve's HTTP proxy: what Ray answers itself is an answer of this service, too.
+"""Middleware of Ray Serve's HTTP proxy: makes Ray's own answers look like this service's.
 
-Every proxy takes it in where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names `middlewares` when
+Every proxy loads it if RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names `middlewares` when
 the nodes start.
 """
 
@@ -16,12 +16,12 @@ from embedserve.errors import RequestError
 from embedserve.http.refusals import error_response
 from embedserve.http.request_id import given_id, request_ids
 
-_OF_RAY = "/-/"  # its own health and routes
+_OF_RAY = "/-/"  # Ray's own health and routes
 _REQUEST_ID = b"x-request-id"
 _AGAIN = {"Retry-After": "1", "retry-after-ms": "1000"}
-# Status of what Ray answers in plain text -> this service's code and message.
+# Status of Ray's answer in plain text -> this service's code and message.
 ERRORS: Mapping[int, tuple[str, str]] = {
-    404: ("unknown_url", "no application of this cluster has this URL"),
+    404: ("unknown_url", "no application in this cluster serves this URL"),
     408: ("deadline_exceeded", "the request took longer than the proxy's request_timeout_s"),
     429: ("queue_full", "too many requests wait for a front"),
     503: ("not_ready", "no replica can take the request now"),
@@ -31,7 +31,7 @@ _LOST = RequestError("not_ready", "the process that had the request gave no answ
 
 
 class Translated:
-    """ASGI middleware: one X-Request-Id, and JSON errors where Ray has text or nothing at all."""
+    """ASGI middleware: sets one X-Request-Id, and sends JSON errors for Ray's text or silence."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,7 +41,7 @@ class Translated:
         if scope["type"] != "http" or scope["path"].startswith(_OF_RAY):
             await self._app(scope, receive, send)
             return
-        # Ray takes it from the request and gives it to the application, which answers with it.
+        # Ray passes the request's id on to the application, which answers with it.
         request_id = (_REQUEST_ID, given_id(scope) or next(self._ids).encode())
         scope = {**scope, "headers": [*_without_id(scope["headers"]), request_id]}
         error: RequestError | None = _LOST
@@ -63,7 +63,7 @@ class Translated:
 
 
 def middlewares() -> list[Middleware]:
-    """Called by each proxy of Ray Serve when it starts."""
+    """Return the middleware; each proxy of Ray Serve calls this when it starts."""
     return [Middleware(Translated)]
 
 
@@ -72,7 +72,7 @@ def _without_id(headers: Iterable[Sequence[bytes]]) -> RawHeaders:
 
 
 def _error(status: int, headers: Iterable[Sequence[bytes]]) -> RequestError | None:
-    """What to say instead of Ray's own answer; None for the application's."""
+    """Return what replaces Ray's own answer; None for an answer of the application."""
     text = any(k == b"content-type" and v.startswith(b"text/plain") for k, v in headers)
     if not text or status not in ERRORS:
         return None

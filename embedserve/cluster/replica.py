@@ -1,4 +1,4 @@
-"""One replica of a model: the whole application of a server of this model alone."""
+"""One replica of a model: the whole application of a server for this model alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Served:
 class Replica:
     """A process with one model. Its methods run on the event loop of the replica.
 
-    Keys, CORS and access lines are the front's.
+    The front handles keys, CORS and access lines.
     """
 
     def __init__(self, served: Served, artifacts: str, settings: Settings) -> None:
@@ -56,7 +56,7 @@ class Replica:
             cores,
             providers.tokenizing(provider, cores),
         )
-        # Ray's num_cpus says how many cores a replica has, whatever `lanes` says of a whole host.
+        # Ray's num_cpus says how many cores a replica has; `lanes` is meant for a whole host.
         on_cores = provider.device is None
         lanes = cores if on_cores else providers.lanes(settings, cores)
         self._readiness, self._metrics = Readiness(), Metrics()
@@ -71,7 +71,7 @@ class Replica:
         process.settle()
 
     async def answer(self, request: Request) -> Answer:
-        """Answer a whole request; cancelled, its client has left."""
+        """Answer a whole request. It is cancelled when the client leaves."""
         return await exchange.answer(self._app, request)
 
     async def metrics(self) -> tuple[str, bytes]:
@@ -79,11 +79,11 @@ class Replica:
         return scrape(self._metrics)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Ray where the deployment scales: what scaling.QueueWait asks for."""
+        """Return what scaling.QueueWait needs; Ray calls this if the deployment scales."""
         return {PREDICTED_WAIT: self._metrics.value("predicted_wait_seconds")}
 
     async def check_health(self) -> None:
-        """RuntimeError when a lane does not come back: Ray starts another replica then."""
+        """Raise RuntimeError if a lane or the device is lost; Ray then starts another replica."""
         try:
             self._readiness.check_live()
         except RequestError as error:
@@ -91,5 +91,5 @@ class Replica:
 
 
 def _cores() -> int:
-    """The cores that Ray gave this replica, at least one: `num_cpus` of its deployment."""
+    """Return the cores that Ray gave this replica (`num_cpus` of its deployment), at least one."""
     return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0)))

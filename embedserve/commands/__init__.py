@@ -1,1 +1,1 @@
-"""The commands of embedserve, a module each."""
+"""The commands of embedserve, one module each."""

@@ -1,4 +1,4 @@
-"""What every command has: paths, models.toml, settings; and what it is: Command."""
+"""What commands share: the type Command, paths, models.toml and settings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NO_OPTIONS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 class Command(NamedTuple):
-    """A command: what runs it, the settings that are flags of it (None: all), its own flags.
+    """A command: its function, the settings that it takes as flags (None: all), its own flags.
 
-    What runs it gives the exit status; its first line is the help.
+    `run` returns the exit status; its docstring is the help.
     """
 
     run: Callable[..., int]
@@ -37,7 +37,7 @@ def context(
 
 
 def paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
-    """Where models.toml and the artifacts are: the flag, the environment, or the default."""
+    """Return the paths of models.toml and the artifacts: from flag, environment or default."""
     flags = {"models": models, "artifacts": artifacts}
     return {
         name: Path(flags[name] or os.environ.get(ENVIRONMENT_PREFIX + name.upper()) or default)
@@ -46,12 +46,12 @@ def paths(models: str | None, artifacts: str | None) -> dict[str, Path]:
 
 
 def present(configuration: Config, artifacts: Path) -> Iterator[str]:
-    """Names of the models that have an artifact."""
+    """Return the names of the models that have an artifact."""
     from embedserve import artifact
 
     return (name for name in configuration.models if artifact.exists(artifacts / name))
 
 
 def given(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """The flags that were given."""
+    """Return the flags that were given."""
     return {name: value for name, value in flags.items() if value is not None}

@@ -1,4 +1,4 @@
-"""embedserve doctor: what this process may use, and what could be better."""
+"""embedserve doctor: what this process may use, and what to improve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embedserve.commands.context import Command, given, paths
 def run(
     models: str | None, artifacts: str | None, model: list[str], json: bool, **flags: str | None
 ) -> int:
-    """Say what this process may use, what a server would find, and what could be better."""
+    """Report what this process may use, what a server would find, and what to improve."""
     from embedserve.diagnose.examination import examine
     from embedserve.diagnose.report import as_json, as_text
 

@@ -18,7 +18,7 @@ def run(
     tokens_per_pass: str | None,
     **options: Any,
 ) -> int:
-    """Embed a file of texts into a file of vectors, without a server; killed, it goes on."""
+    """Embed a file of texts into a file of vectors, without a server; resumes after a kill."""
     flags = {"provider": provider, "lanes": lanes, "tokens_per_pass": tokens_per_pass}
     configuration, settings, paths = context(models, artifacts, flags)
     from embedserve.bulk import command
@@ -28,7 +28,10 @@ def run(
         raise StartupError("embed takes one --model", Exit.USAGE)
     names = model or list(present(configuration, paths["artifacts"]))
     if len(names) > 1:
-        raise StartupError(f"name one --model of {', '.join(names)}", Exit.USAGE)
+        raise StartupError(
+            f"several models have artifacts; choose one with --model: {', '.join(names)}",
+            Exit.USAGE,
+        )
     (spec,) = loading.choose(
         configuration.models,
         names or list(islice(configuration.models, 1)),
@@ -44,10 +47,10 @@ COMMAND = Command(
     {
         "source": {"metavar": "INPUT", "help": "texts: .jsonl, .csv, .tsv or .parquet"},
         "target": {"metavar": "OUTPUT", "help": "vectors: .parquet, .jsonl or .npy"},
-        "--text-column": {"default": "text", "help": "where the text stands; default: text"},
+        "--text-column": {"default": "text", "help": "column of the text; default: text"},
         "--vector-column": {
             "default": "embedding",
-            "help": "what the vector is called; default: embedding",
+            "help": "column of the vector; default: embedding",
         },
         "--keep": {
             "action": "append",
@@ -58,38 +61,42 @@ COMMAND = Command(
             "action": "append",
             "default": [],
             "metavar": "COLUMN",
-            "help": "do not keep this column; may be repeated",
+            "help": "drop this column; may be repeated",
         },
         "--prompt-name": {"metavar": "NAME", "help": "one of the model's prompts, for every text"},
-        "--dimensions": {"type": int, "help": "cut and scale vectors, for Matryoshka models"},
+        "--dimensions": {
+            "type": int,
+            "help": "cut vectors to this size and rescale them, for Matryoshka models",
+        },
         "--dtype": {
             "choices": ("float32", "float16"),
             "default": "float32",
-            "help": "of the numbers; default: float32",
+            "help": "type of the numbers; default: float32",
         },
         "--truncate": {
             "choices": ("end", "start", "error"),
             "default": "end",
-            "help": "which end of a longer text is cut, or that it is a bad row; default: end",
+            "help": "cut this end of a text that is too long, or make it a bad row (error); "
+            "default: end",
         },
         "--on-error": {
             "choices": ("skip", "null", "stop"),
-            "help": "leave a bad row out, keep it without a vector, or end; default: skip, and "
-            "null for .npy, whose rows are known by their place",
+            "help": "skip a bad row, keep it without a vector (null), or stop; default: skip, but "
+            "null for .npy, whose rows have only their position",
         },
         "--chunk-rows": {
             "type": int,
             "default": 4096,
             "metavar": "ROWS",
-            "help": "rows of what is finished at a time; default: 4096",
+            "help": "rows per chunk, the unit of resume; default: 4096",
         },
         "--overwrite": {
             "action": "store_true",
-            "help": "replace an OUTPUT that is there, and forget what another job finished of it",
+            "help": "replace an existing OUTPUT, and discard what another job finished of it",
         },
         "--ray": {
             "metavar": "ADDRESS",
-            "help": "on the nodes of this Ray cluster: HOST:PORT, or auto",
+            "help": "run on the nodes of this Ray cluster: HOST:PORT, or auto",
         },
         "--artifacts-by": {
             "choices": ("object-store", "working-dir", "path"),

@@ -1,4 +1,4 @@
-"""embedserve serve: load models, prove them, serve."""
+"""embedserve serve: load models, verify them, serve."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 
 def run(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
-    """Load models, prove them, serve."""
-    # Process 1 of a container ignores what it does not handle; once it serves, it drains.
+    """Load models, verify them, and serve them."""
+    # Process 1 of a container ignores signals without a handler; once it serves, it drains.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from_environment = take_from_environment()
     configuration, settings, paths = context(models, artifacts, flags)
     logs.configure(settings)
     keys = Keys(Path(settings.api_keys_file) if settings.api_keys_file else None, from_environment)
     if settings.api_keys_file:
-        # From here on, and not only once the loop runs: unhandled, SIGHUP ends a process.
+        # Set before the loop runs, because SIGHUP without a handler ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
-    # Imported here, so that a wrong flag and --version need no numpy and no onnxruntime.
+    # Imported here, so that a wrong flag and --version need neither numpy nor onnxruntime.
     from embedserve.api.app import create_app
     from embedserve.diagnose import footprint
     from embedserve.engine.lanes import RENDERER, THREADS, TOKENIZER
@@ -87,15 +87,15 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics))
     server.run(app, settings, listener, readiness, metrics)
     if any(t.name.startswith((THREADS, TOKENIZER, RENDERER)) for t in threading.enumerate()):
-        # A lane that did not come back: onnxruntime's destructors would abort under it. Or a text
-        # that takes long to tokenize, which nothing ends: nobody waits for it.
+        # A lane still runs a pass, and onnxruntime's destructors would abort under it. Or a thread
+        # still tokenizes a long text, which nothing can stop. Do not wait for either.
         logging.shutdown()
         os._exit(0)
     return 0
 
 
 def _tracing(settings: Settings) -> Callable[[Any], Any]:
-    """What puts spans around an application: nothing, and nothing is imported, unless asked for."""
+    """Return what adds spans to an application; without `tracing`, it adds and imports nothing."""
     if not settings.tracing:
         return lambda app: app
     from embedserve.api import tracing

@@ -13,7 +13,7 @@ from embedserve.system import host
 def run(
     models: str | None, artifacts: str | None, model: list[str], seconds: float, write: bool
 ) -> int:
-    """Measure which lanes and tokens_per_pass are fastest on this host and model."""
+    """Measure which lanes and tokens_per_pass are fastest for a model on this host."""
     configuration, settings, paths = context(models, artifacts, {})
     from embedserve.config import server_table
     from embedserve.diagnose.tuning import measure, recommend, table
@@ -21,7 +21,7 @@ def run(
 
     if len(model) > 1 or settings.provider != "cpu" or not 1 <= seconds <= 3600:
         raise StartupError("tune measures one --model, on the CPU, for 1 to 3600 s", Exit.USAGE)
-    if write:  # what cannot be written is said before a minute is spent
+    if write:  # fails before a minute is spent measuring
         server_table.check(paths["models"], {"lanes": 1, "tokens_per_pass": 1})
     names = model or list(islice(present(configuration, paths["artifacts"]), 1))
     (spec,) = loading.choose(configuration.models, names, paths["artifacts"], skip_missing=False)
@@ -42,7 +42,7 @@ COMMAND = Command(
     run,
     (),
     {
-        "--seconds": {"type": float, "default": 60.0, "help": "time to take; default: 60"},
-        "--write": {"action": "store_true", "help": "put the two into [server] of models.toml"},
+        "--seconds": {"type": float, "default": 60.0, "help": "seconds to take; default: 60"},
+        "--write": {"action": "store_true", "help": "write both to [server] of models.toml"},
     },
 )

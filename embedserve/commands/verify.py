@@ -1,4 +1,4 @@
-"""embedserve verify: the checks of a start, without serving."""
+"""embedserve verify: the checks of a server's start, without serving."""
 
 from __future__ import annotations
 

@@ -21,19 +21,20 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "EMBEDSERVE_API_KEYS"
 _DESCRIPTOR = "EMBEDSERVE_API_KEYS_FD"
-# What separates keys, or begins a comment in a file, is in none.
+# A key holds no separator and does not begin like a comment.
 _KEY = re.compile(r"(?!#)[\x21-\x2b\x2d-\x7e]{8,512}")
-_ACCEPTED = "a key has 8 to 512 printable ASCII characters without commas and a # before them"
+_ACCEPTED = (
+    "a key has 8 to 512 printable ASCII characters, no comma or space, and no # at its start"
+)
 _SEPARATOR = re.compile(r"\s*[,\n][\s,]*", re.ASCII)
-MOST_BYTES = 2**20  # of a file: some thousand keys, and its comments
+MOST_BYTES = 2**20  # of a file: thousands of keys with comments
 
 
 class Keys:
-    """The keys that are accepted; none: every request is. Owned by the event loop.
+    """The accepted keys; false when no key is needed. Owned by the event loop.
 
-    Digests are compared, and only they are kept. Memory may hold copies of keys all the same, of
-    reading them and of requests that bring them: whoever reads it, in a core dump or with a
-    debugger, can find them.
+    Keeps and compares only digests. Memory may still hold copies of keys, from reading them and
+    from requests. A core dump or a debugger can reveal these.
     """
 
     def __init__(self, path: Path | None, from_environment: Sequence[str] = ()) -> None:
@@ -47,15 +48,15 @@ class Keys:
     def accept(self, authorization: str | None) -> bool:
         """Whether an Authorization header holds one of the keys: Bearer KEY, or Basic any:KEY.
 
-        Basic is for browsers, which can send nothing else of their own accord.
+        Basic is for browsers, which can send nothing else on their own.
         """
         given = _digest(_credential(authorization or ""))
-        # Every key is compared, whichever matches: the time says nothing about the keys.
+        # Compares every key, even after a match, so that the time reveals nothing about the keys.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
 
     def reload(self) -> None:
-        """Read the file again; keys that cannot be read leave the old ones in force."""
+        """Read the file again. If that fails, the old keys stay in force."""
         if self._path is None:
             return
         try:
@@ -69,8 +70,9 @@ class Keys:
 def take_from_environment() -> list[str]:
     """Return the keys of EMBEDSERVE_API_KEYS, separated by commas or line ends.
 
-    A process's first environment can be read in /proc as long as it lives. So the process
-    replaces itself once, and hands the keys over through memory that is closed when read.
+    /proc shows the environment that a process began with for as long as it lives. So the process
+    executes itself again without the keys, and hands them over in a memory file that it closes
+    after reading.
     """
     descriptor = os.environ.pop(_DESCRIPTOR, None)
     if descriptor is not None:
@@ -78,13 +80,13 @@ def take_from_environment() -> list[str]:
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return []
-    _split(text, VARIABLE)  # unusable keys are said here, before anything else happens
+    _split(text, VARIABLE)  # reports unusable keys before anything else happens
     fd = os.memfd_create("keys", 0)
     os.write(fd, text.encode())
     os.lseek(fd, 0, os.SEEK_SET)
     environment = {**os.environ, _DESCRIPTOR: str(fd)}
-    # The same script, or the same -m with the same options: nothing is looked for elsewhere than
-    # it was at first, above all not in the working directory.
+    # The same script, or the same -m with the same options, so that Python looks for modules where
+    # it did at first, and above all not in the working directory.
     arguments = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, arguments, environment)  # noqa: S606  # this very program again
 
@@ -97,7 +99,7 @@ def _handed_over(descriptor: str) -> str:
         with os.fdopen(number, "r", encoding="utf-8") as file:
             return file.read()
     except (OSError, ValueError, OverflowError) as error:
-        raise StartupError(f"environment: {_DESCRIPTOR} is not to be set") from error
+        raise StartupError(f"environment: {_DESCRIPTOR} must not be set") from error
 
 
 def _credential(header: str) -> str:
@@ -107,13 +109,13 @@ def _credential(header: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
-        except ValueError:  # no base64, or no text in it
+        except ValueError:  # not base64, or not UTF-8
             return ""
     return ""
 
 
 def _read(path: Path) -> list[bytes]:
-    """The digests of a file's keys: one a line, lines that begin with # and empty ones left out.
+    """Return the digests of a file's keys, one per line; skip empty lines and comments (#).
 
     Error messages never quote the file: any word may be a key.
     """
@@ -127,7 +129,7 @@ def _read(path: Path) -> list[bytes]:
         if line and not line.startswith(b"#"):
             digests.append(_line(line, f"{path}: line {number}"))
     if not digests:
-        raise StartupError(f"{path}: holds no API key; one a line is accepted")
+        raise StartupError(f"{path}: holds no API key; write one per line")
     return digests
 
 
@@ -135,8 +137,8 @@ def _line(line: bytes, where: str) -> bytes:
     words = re.split(rb"[\s,]+", line)
     if len(words) > 1:
         raise StartupError(
-            f"{where} holds {len(words)} words or keys; one key a line is accepted, and a comment "
-            "is a line of its own that begins with #"
+            f"{where} holds {len(words)} words or keys; write one key per line, and a comment on "
+            "its own line that begins with #"
         )
     if not _KEY.fullmatch(key := line.decode("latin-1")):
         raise StartupError(f"{where} is not a key: {_ACCEPTED}")
@@ -144,7 +146,7 @@ def _line(line: bytes, where: str) -> bytes:
 
 
 def _split(text: str, where: str) -> list[str]:
-    """The keys of a variable: separated by commas or line ends."""
+    """Split a variable into its keys, which commas or line ends separate."""
     keys = _SEPARATOR.split(text.strip())
     for number, key in enumerate(keys, 1):
         if not _KEY.fullmatch(key):

@@ -1,4 +1,4 @@
-"""models.toml -> frozen ModelSpec and Alias; all validation of them."""
+"""models.toml -> frozen ModelSpec and Alias, with all validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = "64 hexadecimal digits, lower case"
-# Names of PyPA's core metadata; versions of PEP 440 as far as one begins with a digit.
+# Names as in PyPA's core metadata; versions as in PEP 440 that begin with a digit.
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 _VERSION = re.compile(r"[0-9](?:[A-Za-z0-9.!+_-]{0,62}[A-Za-z0-9])?")
 
@@ -37,11 +37,11 @@ class Package:
 class ModelSpec:
     """One table of models.toml: where a model comes from, and what the operator wishes.
 
-    `package`: one wheel with the files, or several with the parts of one archive, in their order.
-    `sha256` maps a file of the model to its digest. `finishing`, `matryoshka` and `prompts` say
-    what the model's card says and its files do not; None: the files say it. `max_tokens` is a
-    limit below the files' own. `task` chooses one of the tasks that the model was trained for.
-    `optional`: exported only by name, and served when it has an artifact.
+    `package`: one wheel with the files, or several with the parts of one archive, in order.
+    `sha256` maps a file of the model to its digest. `finishing`, `matryoshka` and `prompts` state
+    what the model's card says and its files do not; None if the files say it. `max_tokens` is a
+    limit below the one in the files. `task` chooses one of the tasks that the model was trained
+    for. `optional`: exported only by name, and served if it has an artifact.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """Another name of a model that fixes prompt and dimensions, for clients that send neither."""
+    """Another name for a model, with fixed prompt and dimensions for clients that send neither."""
 
     name: str
     model: str
@@ -71,7 +71,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What models.toml says: the [server] table as given, models and aliases in its order."""
+    """What models.toml says: the [server] table as given, models and aliases in file order."""
 
     server: Mapping[str, Any]
     models: Mapping[str, ModelSpec]
@@ -115,7 +115,7 @@ def _alias(name: str, table: Any, models: Mapping[str, ModelSpec], path: Path) -
     table = _table(table, where)
     refuse_unknown(table, ("model", "prompt_name", "dimensions"), where, " ")
     if name in models or not _NAME.fullmatch(name):
-        raise StartupError(f"{where}: a name as of a model, and none of theirs")
+        raise StartupError(f"{where}: must be a valid model name that no model uses")
     if not isinstance(table.get("model"), str) or table["model"] not in models:
         found = shown(table.get("model"))
         raise StartupError(f"{where} model = {found}; one of {', '.join(models)}")
@@ -142,7 +142,7 @@ def _packages(value: Any, where: str) -> tuple[Package, ...]:
     packages = tuple(_package(entry, where) for entry in entries)
     if len({package.name for package in packages}) != len(packages) or not packages:
         found = ", ".join(package.name for package in packages) or "none"
-        raise StartupError(f"{where} package names {found}; each wheel once")
+        raise StartupError(f"{where} package names {found}; name at least one wheel, and each once")
     return packages
 
 
@@ -150,10 +150,10 @@ def _package(value: Any, where: str) -> Package:
     table = _table(value, f"{where} package")
     keys = [f.name for f in fields(Package)]
     refuse_unknown(table, keys, f"{where} package", " ")
-    # They go to pip: nothing that it takes for an option, a URL or a file.
+    # pip gets these, so accept nothing that it would read as an option, a URL or a file.
     checks = {
         "name": (_PACKAGE, "a string of letters, digits, '.', '_' and '-'"),
-        "version": (_VERSION, "a string of one version, as 1.0.2"),
+        "version": (_VERSION, "a string with one version, such as 1.0.2"),
         "sha256": (_SHA256, _DIGEST),
     }
     for key, (pattern, accepted) in checks.items():
@@ -217,7 +217,7 @@ _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "repository": _string("repository", _REPOSITORY, "owner/name"),
-    "revision": _string("revision", _REVISION, "a commit of 40 hexadecimal digits, no branch"),
+    "revision": _string("revision", _REVISION, "a commit of 40 hexadecimal digits, not a branch"),
     "package": _packages,
     "sha256": _digests,
     "finishing": _finishing,
@@ -240,7 +240,7 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 def refuse_unknown(
     table: Mapping[str, Any], known: Iterable[str], where: str, separator: str
 ) -> None:
-    """StartupError for the first key of `table` that is not known."""
+    """Raise StartupError for the first unknown key of `table`."""
     for key in table:
         if key not in known:
             accepted = ", ".join(known)
@@ -248,7 +248,7 @@ def refuse_unknown(
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in TOML."""
+    """Return a value as TOML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""[server] of models.toml as text: sets keys and leaves every other byte as it was."""
+"""Edits [server] of models.toml as text: sets keys and keeps every other byte."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from embedserve.errors import Exit, StartupError
 from embedserve.system import atomic_write, regular_file
 
-# Where a key can be set: a pattern, and what takes the match's place. The text is searched, not
-# parsed, so a match may stand in a comment or a string; only an edit whose parse is exactly what is
-# wanted counts, and the first does.
-# 1. The key's value, wherever it stands.
+# Where a key can be set: a pattern, and what replaces its match. A pattern does not parse TOML, so
+# it may match in a comment or a string. `edited` takes the first edit that parses to exactly the
+# wanted content.
+# 1. The key's value, wherever it is.
 # 2. After the table's header.
 # 3. In an inline table, with other keys and without.
 # 4. Before a dotted key of the table.
-# 5. In a table of its own at the end.
+# 5. In a new table at the end.
 _SERVER = r"(?:server|\"server\"|'server')"
 _EDITS = (
     (r"(?P<kept>\b{key}[\"']?[ \t]*=[ \t]*)[\w+-]+", "{kept}{value}"),
@@ -32,21 +32,21 @@ _EDITS = (
 
 
 def edited(text: str, values: Mapping[str, int]) -> str:
-    """Set keys of [server] in the text of a models.toml, replaced where they stand, else added.
+    """Set keys of [server] in the text of a models.toml: replace those it has, add the others.
 
     ValueError when no edit gives exactly the old content with these values.
 
     >>> edited("[server]\\nport = 80  # http\\n", {"lanes": 2})
     '[server]\\nlanes = 2\\nport = 80  # http\\n'
     """
-    # The last comes first: each that is added goes above those that are there.
+    # In reverse order, because each added key goes above the keys that are there.
     for key, value in reversed([*values.items()]):
         wanted = tomllib.loads(text)
         wanted["server"] = {**wanted.get("server", {}), key: value}
         if wanted != tomllib.loads(text):
             text = next((t for t in _edits(text, key, value) if _parsed(t) == wanted), "")
         if not text:
-            raise ValueError(f"{key} = {value} has no place in it")
+            raise ValueError(f"found no place for {key} = {value}")
     return text
 
 
@@ -66,10 +66,10 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def write(path: Path, values: Mapping[str, int]) -> None:
-    """Set keys of [server] in models.toml: the whole file changes at once, or not at all.
+    """Set keys of [server] in models.toml, atomically.
 
-    Mode and owner stay, and a link goes on naming the same file. StartupError when it cannot be
-    written, or cannot be edited without changing more.
+    Mode and owner stay, and a link still points to the same file. StartupError when the file
+    cannot be written, or cannot be edited without changing anything else.
     """
     path = path.resolve()
     text = check(path, values)
@@ -93,6 +93,6 @@ def check(path: Path, values: Mapping[str, int]) -> str:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that is there: whole at once or not at all; mode and owner stay. OSError."""
+    """Replace an existing file atomically; mode and owner stay. OSError when that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     atomic_write.write(path, temporary, lambda file: file.write(content), like=path.stat())

@@ -1,4 +1,4 @@
-"""[server] of models.toml + environment + flags -> frozen Settings; all validation of them."""
+"""[server] of models.toml + environment + flags -> frozen Settings, with all validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embedserve.errors import Exit, StartupError
 
 ENVIRONMENT_PREFIX = "EMBEDSERVE_"
 _LARGE = 2**53  # integers up to here are exact as floats
-# The two paths are found before models.toml can be read: flags and environment only.
+# These two paths are needed before models.toml is read: only flags and environment set them.
 PATHS: Mapping[str, str] = {"models": "models.toml", "artifacts": "artifacts"}
 
 
@@ -44,16 +44,16 @@ class Settings:
     provider: str = _setting("cpu", "execution provider", *_one_of("cpu", "cuda"))
     lanes: int = _setting(
         0,
-        "inference threads; 0: one per core this process may use, quota included, two for cuda",
+        "inference threads; 0: one per core that affinity and quota allow, or two for cuda",
         *_between(0, 256),
     )
     tokens_per_pass: int = _setting(
         0,
-        "tokens that share a forward pass, padding included; 0: 256 for cpu, 16384 for cuda",
+        "tokens that share a forward pass, including padding; 0: 256 for cpu, 16384 for cuda",
         *_between(0, 1_000_000),
     )
     cache_mb: int = _setting(
-        0, "megabytes of computed vectors to keep; 0: none", *_between(0, 1_000_000)
+        0, "megabytes of computed vectors to cache; 0: no cache", *_between(0, 1_000_000)
     )
     max_wait: float = _setting(
         30.0, "seconds of predicted queue wait past which requests get 429", *_between(0.001, 3600)
@@ -61,34 +61,36 @@ class Settings:
     request_timeout: float = _setting(
         600.0, "seconds a request may take; clients may ask for less", *_between(0.001, 3600)
     )
-    max_inputs: int = _setting(2048, "texts in one request", *_between(1, 1_000_000))
+    max_inputs: int = _setting(2048, "most texts in one request", *_between(1, 1_000_000))
     max_request_tokens: int = _setting(
-        1_000_000, "tokens in one request after truncation", *_between(1, 1_000_000_000)
+        1_000_000, "most tokens in one request, after truncation", *_between(1, 1_000_000_000)
     )
     max_body_bytes: int = _setting(
-        33_554_432, "bytes of a request's body", *_between(1, 2_147_483_647)
+        33_554_432, "most bytes in a request's body", *_between(1, 2_147_483_647)
     )
     max_body_seconds: float = _setting(
         60.0, "seconds in which a request's body must arrive", *_between(0.001, 3600)
     )
     max_pending_mb: int = _setting(
         256,
-        "megabytes that requests in flight may hold in all, past which a new one gets 429",
+        "megabytes that all requests in flight may hold, past which a new one gets 429",
         *_between(1, 1_000_000),
     )
     max_connections: int = _setting(
         10_000, "open connections past which a new one gets 503", *_between(1, 1_000_000)
     )
     drain_seconds: float = _setting(
-        30.0, "seconds for answers in flight after SIGTERM", *_between(0, 3600)
+        30.0, "seconds to finish answers in flight after SIGTERM", *_between(0, 3600)
     )
     skip_missing: bool = _setting(
-        False, "serve the models that have an artifact instead of refusing", _any, ""
+        False, "skip models without an artifact instead of refusing to start", _any, ""
     )
     api_keys_file: str = _setting(
-        "", "file of API keys, read again on SIGHUP; none: no key is asked for", _any, "a path"
+        "", "file of API keys, read again on SIGHUP; empty: no file", _any, "a path"
     )
-    open_metrics: bool = _setting(False, "leave /metrics open when keys are set", _any, "")
+    open_metrics: bool = _setting(
+        False, "serve /metrics without a key even if keys are set", _any, ""
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), "origins whose pages may call this server; * for all", all, "origins"
     )
@@ -98,17 +100,20 @@ class Settings:
     server_timing: bool = _setting(
         True, "send Server-Timing: milliseconds of tokenizing, waiting and inference", _any, ""
     )
-    access_log: bool = _setting(True, "log one line a request", _any, "")
+    access_log: bool = _setting(True, "log one line per request", _any, "")
     log_format: str = _setting("text", "format of log lines", *_one_of("text", "json"))
     log_level: str = _setting(
-        "info", "least level to log", *_one_of("debug", "info", "warning", "error")
+        "info", "lowest level to log", *_one_of("debug", "info", "warning", "error")
     )
 
 
 def merge(
     config: Config, environment: Mapping[str, str], flags: Mapping[str, str], path: Path
 ) -> Settings:
-    """Merge default < [server] < environment < flags; an unknown or unusable key is an error."""
+    """Merge default < [server] < environment < flags.
+
+    StartupError for an unknown key or a value that is not accepted.
+    """
     known = {f.name: f for f in fields(Settings)}
     refuse_unknown(config.server, known, f"{path}: [server]", " ")
     values = {
@@ -121,7 +126,7 @@ def merge(
             continue
         if name not in known:
             names = ", ".join(ENVIRONMENT_PREFIX + n.upper() for n in (*PATHS, *known))
-            raise StartupError(f"environment: {variable} is no setting; known: {names}")
+            raise StartupError(f"environment: {variable} is not a setting; known: {names}")
         values[name] = _parsed(known[name], text, variable)
     for name, text in flags.items():
         values[name] = _parsed(known[name], text, "--" + name.replace("_", "-"))
@@ -170,7 +175,7 @@ def _typed(setting: Field[Any], value: Any, where: str) -> Any:
 
 
 def accepted(setting: Field[Any]) -> str:
-    """Say in words what a setting may be."""
+    """Describe the values that a setting accepts."""
     kind = setting.metadata["kind"]
     names = {int: "an integer", float: "a number", bool: "true or false", tuple: "a list of"}
     return " ".join(part for part in (names.get(kind, ""), setting.metadata["accepted"]) if part)

@@ -1,1 +1,1 @@
-"""What an operator asks before and beside serving."""
+"""Reports for operators: the doctor, the memory bound, and tuning."""

@@ -1,4 +1,4 @@
-"""What this process may use, what it found, and what could be better; loads no model."""
+"""What this process may use, what it found, and what to improve; loads no model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from embedserve.system.host import Host, Known
 T = TypeVar("T")
 
 _MIB = 2**20
-# Beside the artifacts' files: 87 MB for a server of all-MiniLM-L6-v2 that has just started, 41 of
-# them its matrices packed again; and room for passes.
+# Memory beyond the artifacts' files. A server of all-MiniLM-L6-v2 takes 87 MB just after its
+# start, 41 of them for repacked matrices. The rest is room for passes.
 PROCESS_BYTES = 128 * _MIB
 SETTINGS = tuple(f.name for f in fields(Settings))
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactState:
-    """A model's artifact. Without a problem its files are what its manifest says."""
+    """A model's artifact. `problem` is None if its files match its manifest."""
 
     name: str
     directory: Path
@@ -53,9 +53,9 @@ class ArtifactState:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. `origins` says of each setting where its value was set.
+    """What was found. `origins` maps each setting to where its value was set.
 
-    `has_keys`: not everyone who reaches the address may use it.
+    `has_keys`: clients need an API key. `takes_ids`: a model accepts token ids.
     """
 
     host: Host
@@ -73,7 +73,7 @@ class Report:
         return self.problems[0].status if self.problems else 0
 
     def setting(self, name: str) -> Known[Any]:
-        """A setting in force and where it was set."""
+        """Return a setting's value in force, and where it was set."""
         value, origin = getattr(self.settings, name), self.origins[name]
         if value or name not in ("lanes", "tokens_per_pass"):
             return Known(value, origin)
@@ -88,12 +88,12 @@ class Report:
 
     @property
     def needed(self) -> int:
-        """Bytes resident once these models are loaded, about."""
+        """About how many bytes are resident once these models are loaded."""
         return PROCESS_BYTES + sum(model.bytes for model in self.models)
 
     @property
     def footprint(self) -> Footprint | None:
-        """The most memory, as a server prints it at start; None without a model."""
+        """The memory bound, as a server prints it at start; None without a model."""
         manifests = [model.manifest for model in self.models if model.manifest]
         if not manifests:
             return None
@@ -114,7 +114,7 @@ class Report:
 
 
 def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str, str]) -> Report:
-    """Read everything a server reads at start, sessions aside; problems are collected."""
+    """Read what a server reads at start, but load no model; collect the problems."""
     problems: list[StartupError] = []
 
     def attempt(function: Callable[[], T]) -> T | None:
@@ -134,7 +134,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
         attempt(lambda: choose(known.models, names, artifacts, settings.skip_missing))
     models = [_model(artifacts / n) for n in known.models if not names or n in names]
     models = [m for m in models if m.present or names or not known.models[m.name].optional]
-    # A missing artifact is `choose`'s to judge: some may be.
+    # `choose` judges missing artifacts: some may be missing.
     problems += [m.problem for m in models if m.problem and m.present]
     attempt(lambda: onnx_backend.check_available(providers.PROVIDERS[settings.provider]))
     if settings.tracing:
@@ -161,7 +161,7 @@ def _tried(function: Callable[[], T]) -> tuple[T | None, StartupError | None]:
         return function(), None
     except StartupError as error:
         return None, error
-    except OSError as error:  # a directory that may not be looked into
+    except OSError as error:  # a directory that this user may not read
         return None, StartupError(str(error))
 
 
@@ -186,15 +186,15 @@ def _memory(report: Report) -> Iterator[str]:
             f"{report.needed // _MIB}: raise the limit, or serve fewer with --model"
         )
     elif most and (advice := most.advice(memory)):
-        yield f"requests may take memory to {most.most / 1e6:.0f} MB; {advice}"
+        yield f"memory may grow to {most.most / 1e6:.0f} MB with requests; {advice}"
 
 
 def _descriptors(report: Report) -> Iterator[str]:
     found, wanted = report.host.descriptors, report.settings.max_connections
     if found and found.value <= wanted:
         yield (
-            f"{found.value} descriptors ({found.origin}) cannot hold max_connections = {wanted} "
-            "beside files: raise it (ulimit -n, LimitNOFILE=), or lower max_connections"
+            f"{found.value} file descriptors ({found.origin}) are too few for max_connections = "
+            f"{wanted}: raise the limit (ulimit -n, LimitNOFILE=), or lower max_connections"
         )
 
 
@@ -203,10 +203,10 @@ def _quota(report: Report) -> Iterator[str]:
     if quota and quota.value < affinity.value:
         yield (
             f"the quota of {quota.value:g} cores ({quota.origin}) is below the {affinity.value} of "
-            "the affinity: what passes it is stopped for the rest of each period"
+            "the affinity: the kernel stops a process that exceeds it for the rest of each period"
         )
     if report.settings.lanes > cores.value:
-        yield f"lanes = {report.settings.lanes} is more than the {cores.value} cores there are"
+        yield f"lanes = {report.settings.lanes} is more than the {cores.value} cores available"
 
 
 def _instructions(report: Report) -> Iterator[str]:
@@ -225,7 +225,7 @@ def _public(report: Report) -> Iterator[str]:
 
 def _tuned(report: Report) -> Iterator[str]:
     are_defaults = all(report.origins[n] == "default" for n in ("lanes", "tokens_per_pass"))
-    if are_defaults and report.settings.provider == "cpu":  # `tune` measures nothing else
+    if are_defaults and report.settings.provider == "cpu":  # `tune` measures only the CPU
         yield "lanes and tokens_per_pass are defaults: `embedserve tune --write` measures them here"
 
 

@@ -1,7 +1,7 @@
-"""How much memory this process may come to use, by construction: printed at start.
+"""The most memory that this process may use, by construction; printed at start.
 
-CONSUMERS is the one list of what takes memory. Each names what holds it, and a test fails where a
-class that serves keeps something that no consumer names.
+CONSUMERS lists all that takes memory. Each consumer names the attributes that hold it. A test fails
+if a class that serves keeps something that no consumer names.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from embedserve.model.tokenizer import (
 )
 from embedserve.system.host import Known
 
-# Of a pass, in components of float32 per token and hidden component: the widest moment of a layer
-# is the residual, the query, key and value, and the feed-forward's 4 + 4, with one copy of each.
+# Peak of a pass, in float32 values per token and hidden component: at its widest a layer holds the
+# residual, the query, key and value, and the feed-forward's 4 + 4, with one copy of each.
 _WIDTH = 24
 _BAG_WIDTH = 2  # rows that were looked up, and their product with the mask
-_HEAD = 32  # the narrowest head of a served model: the most heads
+_HEAD = 32  # the narrowest head of any model, which gives the most heads
 _SCORES = 2  # attention's scores and their softmax
-# A head of 32 KiB as 100 fields (47 KB), what uvicorn and Python keep of a request (9 KB), 4 KB
-# that were read ahead, and 8 KB with one answer that the client does not take (20 KB).
+# A head of 32 KiB in 100 fields (47 KB), what uvicorn and Python keep of a request (9 KB), 4 KB
+# read ahead, and 20 KB that the client does not read: 8 KB in the transport, and one answer.
 _CONNECTION = 80_000
-# What allocators keep of what was given back, and growth of Python's own structures.
+# Freed memory that allocators keep, and growth of Python's own structures.
 _SLACK = 64_000_000
-_WIDEST = 4  # bytes of a character, where a text has one past U+FFFF
-# What a thread has touched of its stack. Beside the lanes: log, tokenizer, renderer, parser, spans.
+_WIDEST = 4  # bytes per character, if a text has one past U+FFFF
+# Stack that a thread touches. Threads besides lanes: log, tokenizer, renderer, parser, spans.
 _STACK = 256_000
 _OTHER_THREADS = 5
 _LOG_RECORD = 3_000  # with its text and fields
-# Spans of the exporter's queue (OTEL_BSP_MAX_QUEUE_SIZE), and a batch on its way.
+# Spans in the exporter's queue (OTEL_BSP_MAX_QUEUE_SIZE), and in the batch that it sends.
 _SPANS = 2_048 + 512
 _SPAN = 8_000
 
@@ -50,7 +50,7 @@ class Limits:
     """What bounds the consumers.
 
     `takes_ids`: a model accepts token ids. `on_device`: a device's memory holds the passes.
-    `step_characters`: of a step of the tokenizer.
+    `step_characters`: of one step of the tokenizer.
     """
 
     manifests: tuple[Manifest, ...]
@@ -66,8 +66,8 @@ class Limits:
 class Consumer:
     """Something that takes memory, at most `most(limits)` bytes.
 
-    `what`: in words; `by`: what bounds it. `holders`: the attributes that keep it, as
-    module.Class.attribute.
+    `what` describes it, `by` says what bounds it, and `holders` names the attributes that keep it
+    as module.Class.attribute.
     """
 
     name: str
@@ -79,22 +79,22 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes: `loaded` is resident once all models are loaded; `parts`, by consumer, the most."""
+    """Bytes: `loaded` resident once all models are loaded, and at most `parts` by consumer."""
 
     loaded: int
     parts: Mapping[str, int]
 
     @property
     def most(self) -> int:
-        """What resident memory stays below."""
+        """The upper bound of resident memory."""
         return self.loaded + sum(self.parts.values())
 
     def advice(self, memory: Known[int] | None) -> str | None:
-        """What to lower where this process may not have so much."""
+        """Return what to lower if the bound exceeds `memory`, else None."""
         if memory is None or self.most <= memory.value:
             return None
         return (
-            f"that may be more than the {memory.value / 1e6:.0f} MB there are ({memory.origin}): "
+            f"that may exceed the {memory.value / 1e6:.0f} MB available ({memory.origin}): "
             "lower max_connections, max_pending_mb, max_body_bytes or cache_mb"
         )
 
@@ -117,7 +117,7 @@ def estimate(
     on_device: bool = False,
     step_characters: int = STEP_CHARACTERS,
 ) -> Footprint:
-    """Sum up what the settings allow. `loaded`: resident bytes now. See Limits for the rest."""
+    """Add up what the settings allow. `loaded`: resident bytes now. See Limits for the rest."""
     limits = Limits(
         tuple(manifests),
         lanes,
@@ -135,15 +135,15 @@ def _passes(limits: Limits) -> int:
 
 
 def _pass(manifest: Manifest, limits: Limits) -> int:
-    """Bytes of the largest pass: the budget's, or one of the longest text alone."""
+    """Bytes of the largest pass: one of `tokens_per_pass`, or the longest text alone."""
     longest = min(manifest.max_tokens, limits.settings.max_request_tokens)
     tokens = max(limits.tokens_per_pass, longest)
-    if limits.on_device:  # what is copied there and back: three inputs of int64, rows of float32
+    if limits.on_device:  # copied to and from it: three inputs of int64, rows of float32
         return (3 * 8 + 4 * manifest.dimension) * tokens
     if manifest.is_bag:
         return 4 * _BAG_WIDTH * manifest.hidden_size * tokens
     linear = 4 * _WIDTH * manifest.hidden_size * tokens
-    # A budget of short texts has less: scores are of each text with itself.
+    # Passes of short texts need less, because attention scores stay within each text.
     square = min(longest, manifest.masked_up_to or longest)
     rows = max(1, limits.tokens_per_pass // square)
     heads = max(1, manifest.hidden_size // _HEAD)
@@ -151,7 +151,7 @@ def _pass(manifest: Manifest, limits: Limits) -> int:
 
 
 def _requests(limits: Limits) -> int:
-    """What all requests may hold: the limit, or the largest and what is kept for small ones."""
+    """What all requests may hold: the limit, or the largest and the share of small ones."""
     limit = limits.settings.max_pending_mb * 1_000_000
     largest = max(_largest(manifest, limits) for manifest in limits.manifests)
     return max(limit, largest + reserved(limit))
@@ -169,7 +169,7 @@ def _largest(manifest: Manifest, limits: Limits) -> int:
 
 
 def _tokenizing(limits: Limits) -> int:
-    """A slice in each thread, and a slice ends with the text that fills it."""
+    """Bytes of one slice per thread; a slice ends with the text that fills it."""
     longest = max(manifest.max_tokens for manifest in limits.manifests)
     text = min(longest * CHARACTERS_PER_TOKEN, MOST_CHARACTERS, limits.settings.max_body_bytes)
     threads = PROVIDERS[limits.settings.provider].tokenizers
@@ -186,8 +186,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "requests in flight",
-        "bodies, what parsing them takes, texts by the width of their characters, places in the "
-        "queue, answers",
+        "bodies, memory to parse them, texts (1 to 4 bytes per character), queue entries, answers",
         "`max_pending_mb`, or the largest request: `max_body_bytes`, `max_inputs`",
         _requests,
         (
@@ -208,20 +207,20 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "tokenizing",
-        "what the tokenizer's library makes of the slices of texts in its threads",
+        "what the tokenizer's library allocates for the slices in its threads",
         "the model's limit, `max_body_bytes`",
         _tokenizing,
     ),
     Consumer(
         "cache",
-        "vectors that were computed",
+        "computed vectors",
         "`cache_mb`",
         lambda limits: limits.settings.cache_mb * 1_000_000,
         ("engine.cache.VectorCache._rows",),
     ),
     Consumer(
         "connections",
-        "80 KB for each that may be open; an idle one holds 4",
+        "80 KB for each that may be open; an idle one holds 4 KB",
         "`max_connections`",
         lambda limits: limits.settings.max_connections * _CONNECTION,
         (
@@ -243,7 +242,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "logs",
-        f"{logs.MOST_WAITING:,} lines that wait for a reader of standard error",
+        f"{logs.MOST_WAITING:,} lines that wait to be written",
         "",
         lambda limits: logs.MOST_WAITING * _LOG_RECORD,
         ("logs.Lines._records", "logs.Limit._kinds"),
@@ -256,7 +255,7 @@ CONSUMERS: tuple[Consumer, ...] = (
     ),
     Consumer(
         "allocators",
-        "what they keep of what was given back",
+        "freed memory that they keep",
         "",
         lambda limits: _SLACK,
     ),

@@ -23,7 +23,7 @@ Row = tuple[str, str, str]  # label, value, origin
 
 
 def as_json(report: Report) -> str:
-    """One object; a value that has an origin is an object of both, null where there is none."""
+    """Return one JSON object. A value with an origin is an object of both, or null if unknown."""
     asked = PROVIDERS[report.settings.provider].name
     found = {
         "version": __version__,
@@ -38,7 +38,7 @@ def as_json(report: Report) -> str:
         "problems": [str(problem) for problem in report.problems],
         "status": int(report.status),
     }
-    # JSON leaves one control character as it is.
+    # JSON does not escape DEL.
     return json.dumps(found, indent=2).replace("\x7f", "\\u007f")
 
 
@@ -67,7 +67,7 @@ def _bound(footprint: Footprint | None) -> dict[str, int] | None:
 
 
 def as_text(report: Report) -> str:
-    """Sections of aligned rows, then advice, then whether a server could start."""
+    """Return sections of aligned rows, then advice, then whether a server could start."""
     lines = [
         f"embedserve {__version__}, Python {platform.python_version()}, "
         f"onnxruntime {VERSION} ({', '.join(report.providers)})"
@@ -81,12 +81,12 @@ def as_text(report: Report) -> str:
         lines += _section(f"model {model.name}", list(_model_rows(model)))
     lines += ["", "advice", *(f"  {line}" for line in report.advice() or ["none"]), ""]
     verdict = [f"cannot serve: {problem}" for problem in report.problems]
-    ready = ["can serve, as far as can be said without loading: embedserve verify"]
+    ready = ["can serve, unless loading a model fails: check with embedserve verify"]
     return "\n".join(map(escaped, [*lines, *(verdict or ready)]))
 
 
 def _shown(value: object) -> str:
-    """A setting's value as it is written on a command line."""
+    """Return a setting's value as written on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
@@ -126,7 +126,7 @@ def _model_rows(model: ArtifactState) -> Iterator[Row]:
     if model.manifest is None:
         return
     manifest, parity = model.manifest, model.manifest.parity
-    yield "files", f"{len(manifest.files)} of {model.bytes / _MIB:.1f} MiB", ""
+    yield "files", f"{len(manifest.files)}, {model.bytes / _MIB:.1f} MiB in all", ""
     yield "fingerprint", manifest.fingerprint, ""
     yield "vectors", f"dimension {manifest.dimension}, {manifest.precision}", ""
     yield "max_tokens", f"{manifest.max_tokens}", ""

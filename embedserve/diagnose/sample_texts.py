@@ -20,10 +20,11 @@ _MODULES = (
 
 
 def texts(count: int = 2048) -> list[str]:
-    """Runs of words of the standard library's docstrings; the same on each run of one Python.
+    """Return runs of words from the standard library's docstrings.
 
-    Lengths are drawn as a mix of queries, sentences and passages has them: most short, a few of
-    hundreds; about 27 tokens in the median and 39 in the mean.
+    Each run with the same Python gives the same texts. Their lengths follow a mix of queries,
+    sentences and passages: most are short, a few have hundreds of tokens. The median is about 27
+    tokens, the mean 39.
     """
     prose = " ".join(doc for name in _MODULES for doc in _docstrings(name))
     words = re.findall(r"[A-Za-z][A-Za-z,.']*", prose)

@@ -1,4 +1,4 @@
-"""Which lanes and tokens per pass are fastest on this host: measured, on real English."""
+"""Measures which lanes and tokens per pass are fastest on this host, with real English."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from embedserve.model.loading import load_model
 from embedserve.model.model import Model
 
 PASS_SIZES = (64, 128, 256, 512, 1024)
-# More threads share one pass on big matrices only, and each count costs a session's memory.
+# More threads help one pass only with big matrices, and each count costs a session's memory.
 THREADS = (1, 2, 4)
 ROUNDS = 5
-# Differences below this are the neighbours' load.
+# Smaller differences are noise from other work on the host.
 NOISE = 0.03
-# Less of the cores than this is no measurement of them.
+# With less than this share of the CPU, the result says little.
 ENOUGH = 0.9
-# Waiting sequences for each core, as on a busy server: four clients with 32 texts on two cores.
+# Waiting sequences per core, as on a busy server: four clients with 32 texts on two cores.
 WAITING = 64
 REQUEST = 32  # texts
 
@@ -45,7 +45,7 @@ class Candidate:
 
 
 class Trial(NamedTuple):
-    """What one turn of a candidate gave: tokens per second, and processor seconds per second."""
+    """The result of one turn: tokens per second, and processor seconds per second."""
 
     rate: float
     cores: float
@@ -55,7 +55,7 @@ Turns = Mapping[Candidate, Sequence[Trial]]
 
 
 def candidates(cores: int) -> list[Candidate]:
-    """What may be best on so many cores: all of them, or half (two lanes share a real core)."""
+    """Return what may be fastest: to use all cores, or half (if two share a physical core)."""
     pairs = {(cores // threads, threads) for threads in THREADS if threads <= cores}
     pairs |= {(max(1, cores // 2), 1)}
     return [Candidate(*pair, size) for pair in sorted(pairs) for size in PASS_SIZES]
@@ -70,11 +70,12 @@ def measure(
     runs = {threads: _opened(spec, directory, threads) for threads in {c.threads for c in grid}}
     model = next(iter(runs.values())).model
     sequences = model.tokenizer.encode(texts()).sequences
-    for candidate in {c.threads: c for c in grid}.values():  # a pass of the largest: memory is had
+    # One pass of the largest size first, so that its memory is allocated.
+    for candidate in {c.threads: c for c in grid}.values():
         turn(candidate, runs[candidate.threads], sequences, cores, 0.0)
     turns: dict[Candidate, list[Trial]] = {candidate: [] for candidate in grid}
     share = max(0.0, start + seconds - time.perf_counter()) / (len(grid) * ROUNDS)
-    # To and fro: what drifts meanwhile cancels out.
+    # Alternate the order, so that drift cancels out.
     order = [c for number in range(ROUNDS) for c in grid[:: 1 if number % 2 else -1]]
     for number, candidate in enumerate(order):
         if number >= len(grid) and time.perf_counter() + share > start + seconds:
@@ -86,7 +87,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A model, and a function that runs a pass of it on so many threads."""
+    """A model, and a function that runs one pass of it on a fixed number of threads."""
 
     model: Model
     run: Callable[[list[Ints]], object]
@@ -108,7 +109,7 @@ class _Load:
         self._shape, self._waiting = shape, waiting
 
     def take(self, free: int) -> list[Ints]:
-        """The sequences of the next pass, when so many lanes are free."""
+        """Return the sequences of the next pass when `free` lanes are free."""
         while len(self._queue) < self._waiting:
             request = itertools.islice(self._stream, REQUEST)
             self._queue.put([Entry(ids, self._shape) for ids in request])
@@ -118,7 +119,7 @@ class _Load:
 def turn(
     candidate: Candidate, opened: Opened, sequences: Sequence[Ints], cores: int, seconds: float
 ) -> Trial:
-    """Run a candidate for so long; padding is not counted. StartupError when a pass fails."""
+    """Run a candidate for `seconds`, not counting padding. StartupError if a pass fails."""
     encoder = opened.model.encoder
     load = _Load(candidate.tokens_per_pass, sequences, encoder.shape, WAITING * cores)
     done: SimpleQueue[Future[object]] = SimpleQueue()
@@ -138,7 +139,7 @@ def turn(
             elapsed = time.perf_counter() - start
             if elapsed < seconds:
                 tokens += start_pass(1)
-            else:  # this lane rests, and counts for as long as it ran
+            else:  # this lane stops; only the time that it ran counts
                 running, ended = running - 1, ended + elapsed
     used = time.process_time() - processor
     return Trial(tokens * candidate.lanes / ended, used * candidate.lanes / ended)
@@ -152,10 +153,10 @@ def _check(work: Future[object], name: str) -> None:
 
 
 def recommend(turns: Turns) -> Candidate:
-    """The fastest of those a server can run: when all lanes are busy each has one thread.
+    """Return the fastest that a server can run: when all lanes are busy, each has one thread.
 
-    Of those that are as fast within the noise, the one with the smallest passes: a text that comes
-    while all lanes are busy waits for the end of one.
+    Among those equally fast within the noise, choose the smallest passes: a text that comes while
+    all lanes are busy waits for a pass to end.
     """
     rates = {candidate: rate for candidate, rate in _rates(turns).items() if candidate.threads == 1}
     enough = max(rates.values()) * (1 - NOISE)
@@ -164,13 +165,13 @@ def recommend(turns: Turns) -> Candidate:
 
 
 def had(turns: Turns, cores: int) -> float:
-    """The part of the cores that was to be had; well below 1, something else ran on them."""
+    """Return the share of the cores that this process got; well below 1 if they were busy."""
     full = [runs for c, runs in turns.items() if c.lanes == cores and c.threads == 1]
     return max(median(run.cores for run in runs) for runs in full) / cores
 
 
 def table(turns: Turns, cores: int) -> str:
-    """Rows for people, the fastest first; and whether they were measured on all the cores."""
+    """Return a table, fastest first, with a warning if much of the CPU was busy elsewhere."""
     rows = sorted(_rates(turns).items(), key=lambda row: -row[1])
     lines = ["lanes  threads a lane  tokens a pass  tokens/s  of the best"]
     for c, rate in rows:
@@ -178,7 +179,7 @@ def table(turns: Turns, cores: int) -> str:
         lines.append(f"{c.lanes:5}{c.threads:16}{c.tokens_per_pass:15}{figures}")
     part = had(turns, cores)
     if part < ENOUGH:
-        lines += ["", f"only {part:.0%} of the cores were to be had: measure on an idle host"]
+        lines += ["", f"only {part:.0%} of the CPU was available: measure on an idle host"]
     return "\n".join(lines)
 
 

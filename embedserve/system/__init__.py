@@ -1,1 +1,1 @@
-"""What the machine gives, and what a process does with it."""
+"""What the machine offers, and how a process uses it."""

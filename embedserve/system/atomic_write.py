@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all: under another name, to the disk, then by a rename."""
+"""Writes a file completely or not at all: under another name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def write(
     content: Callable[[BinaryIO], object],
     like: os.stat_result | None = None,
 ) -> None:
-    """Let `content` write `temporary`, in the directory of `path`, and give it the name `path`.
+    """Let `content` write `temporary`, in the directory of `path`, then rename it to `path`.
 
-    No link is followed: what has either name is replaced. `like`: owner and mode of the file. When
-    it fails (OSError, or what `content` raises), `path` is as before and `temporary` is gone.
+    Follows no link: it replaces whatever has either name. `like` gives the file's owner and mode.
+    If writing fails (OSError, or what `content` raises), `path` is unchanged and `temporary` gone.
     """
-    temporary.unlink(missing_ok=True)  # of a run that was killed
+    temporary.unlink(missing_ok=True)  # left by a run that was killed
     try:
         with os.fdopen(os.open(temporary, _FLAGS, 0o666), "wb") as file:
             content(file)
@@ -40,7 +40,7 @@ def write(
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
+    """Sync a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,12 +14,12 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-# What onnxruntime's kernels choose by, as the kernel names it: x86-64, then aarch64.
+# Extensions that onnxruntime picks its kernels by, as Linux names them: x86-64, then aarch64.
 INSTRUCTIONS = (
     *("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
-# A controller's files by version of cgroup. Of cpu: microseconds of a period, and the period.
+# A controller's files by cgroup version. For cpu: the quota and the period, in microseconds.
 _CPU = {"v2": ("cpu.max",), "v1": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}
 _MEMORY = {"v2": ("memory.max",), "v1": ("memory.limit_in_bytes",)}
 # cgroup v1 writes "no limit" as the largest multiple of a page below 2**63.
@@ -35,9 +35,9 @@ class Known(NamedTuple, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What this process may use. None: nothing bounds it, or nothing could be read.
+    """What this process may use. None: no limit exists, or none could be read.
 
-    `affinity` and `quota` in cores, `memory` in bytes, `descriptors` open at once.
+    `affinity` and `quota` are in cores, `memory` in bytes; `descriptors` may be open at once.
     """
 
     affinity: Known[int]
@@ -50,10 +50,10 @@ class Host:
 
     @property
     def cores(self) -> Known[int]:
-        """How many threads may compute at once: the lanes where none are set.
+        """How many threads may compute at once; the default number of lanes on CPUs.
 
-        Whole cores: a thread past the quota has all of them stopped for the rest of each period
-        (100 ms), which every request of that time waits for.
+        Rounded down: with more threads than the quota allows, the kernel stops all of them for the
+        rest of each period (100 ms), and every request waits for that.
         """
         if self.quota is None or self.quota.value >= self.affinity.value:
             return self.affinity
@@ -61,7 +61,7 @@ class Host:
 
 
 def read(root: Path = Path("/")) -> Host:
-    """Ask the kernel, and its files below `root`; a file that cannot be read bounds nothing."""
+    """Read the kernel's limits and its files below `root`; an unreadable file sets no limit."""
     tree = _Tree(root)
     flags = tree.cpuinfo("flags", "Features")
     instructions = tuple(name for name in INSTRUCTIONS if name in flags.split())
@@ -77,7 +77,7 @@ def read(root: Path = Path("/")) -> Host:
 
 
 def resident(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process has now; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not say."""
     words = _Tree(root).text("/proc/self/statm").split()
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else 0
 
@@ -112,7 +112,7 @@ def _least(limits: Iterator[Known[N]]) -> Known[N] | None:
 
 
 class _Mount(NamedTuple):
-    """A cgroup hierarchy in the file tree: `root` of the hierarchy is seen at `point`."""
+    """A mount of a cgroup hierarchy: its directory `root` appears at `point`."""
 
     version: str
     controllers: list[str]
@@ -120,7 +120,7 @@ class _Mount(NamedTuple):
     point: PurePosixPath
 
     def directory(self, own: PurePosixPath) -> PurePosixPath | None:
-        """Where a cgroup is seen through this mount, if it is."""
+        """Return where this mount shows a cgroup, or None if it does not."""
         inside = own.relative_to(self.root) if own.is_relative_to(self.root) else None
         return None if inside is None or ".." in inside.parts else self.point / inside
 
@@ -132,14 +132,14 @@ class _Tree:
     root: Path
 
     def text(self, path: PurePosixPath | str) -> str:
-        """A file's text; nothing when it cannot be read."""
+        """Return a file's text, empty if it cannot be read."""
         try:
             return (self.root / str(path).lstrip("/")).read_text("utf-8", "replace")
         except (OSError, ValueError):
             return ""
 
     def cpuinfo(self, *keys: str) -> str:
-        """The first processor's value of the first key that is there."""
+        """Return the value of the first line in /proc/cpuinfo that has one of the keys."""
         pattern = rf"^(?:{'|'.join(keys)})[ \t]*:[ \t]*(.*?)[ \t]*$"
         found = re.search(pattern, self.text("/proc/cpuinfo"), re.MULTILINE)
         return found[1] if found else ""
@@ -150,7 +150,7 @@ class _Tree:
         files: Mapping[str, tuple[str, ...]],
         limit: Callable[[list[int]], N | None],
     ) -> Iterator[Known[N]]:
-        """Each limit of a controller on this process: of its cgroup and of those above."""
+        """Yield each limit of a controller on this process: of its cgroup and of those above."""
         for version, directory in self._cgroups(controller):
             paths = [directory / name for name in files[version]]
             value = limit(_numbers(" ".join(map(self.text, paths))))
@@ -158,12 +158,11 @@ class _Tree:
                 yield Known(value, f"cgroup {version} {paths[0]}")
 
     def _cgroups(self, controller: str) -> Iterator[tuple[str, PurePosixPath]]:
-        """Directories of this process's cgroup and of those above, in either version.
+        """Yield the directories of this process's cgroup and of those above, in either version.
 
-        Paths of /proc/self/cgroup and roots of mounts are both seen from the cgroup namespace, and
-        may begin with /.. where it was left. A cgroup that is not below any mount's root is
-        another view of what the container's runtime mounted for this process: then the mount's
-        own root counts.
+        Paths in /proc/self/cgroup and roots of mounts are both relative to the cgroup namespace;
+        a path outside it begins with "/..". If this process's cgroup is not below any mount's root,
+        the container's runtime mounted it under another path: then use the mount's own root.
         """
         for version, own in self._own(controller):
             mounts = [m for m in self._mounts() if m.version == version]
@@ -185,7 +184,7 @@ class _Tree:
                     yield "v1", PurePosixPath(fields[2])
 
     def _mounts(self) -> Iterator[_Mount]:
-        """Format: proc(5), /proc/pid/mountinfo."""
+        """Yield the mounts of cgroups. Format: proc(5), /proc/pid/mountinfo."""
         for line in self.text("/proc/self/mountinfo").splitlines():
             before, _, after = line.partition(" - ")
             left, right = before.split(" "), after.split(" ")
@@ -196,7 +195,7 @@ class _Tree:
 
 
 def _numbers(text: str) -> list[int]:
-    """The numbers above 0 of a limit's files; none where one is "max", -1 or no number."""
+    """Return the numbers in a limit's files; none if one is 0, "max", -1 or not a number."""
     words = text.split()
     positive = all(word.isdecimal() and word.isascii() and len(word) < 20 for word in words)
     numbers = [int(word) for word in words] if positive else []

@@ -1,4 +1,4 @@
-"""Whether memory can be had: asked before libraries that end the process where it cannot."""
+"""Checks that memory is available before calling libraries that abort when it is not."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import ctypes
 import mmap
 
-# What is smaller comes out of what allocators hold; asking takes 4 us.
+# Allocators already hold enough for smaller sizes; the check takes 4 us.
 SMALL = 65_536
-MARGIN = 16_000_000  # for what other threads take meanwhile
+MARGIN = 16_000_000  # for what other threads allocate meanwhile
 
 
 def check(size: int) -> None:
-    """MemoryError unless `size` bytes more can be had now; they are not kept.
+    """Raise MemoryError unless `size` more bytes can be allocated now; keeps none of them.
 
-    orjson and the tokenizers' Rust end the process on an allocation that fails.
+    orjson and the tokenizers library (Rust) abort the process when an allocation fails.
     """
     if size <= SMALL:
         return
@@ -25,9 +25,10 @@ def check(size: int) -> None:
 
 
 def trim() -> None:
-    """Return free pages of every heap, where the C library can (glibc); milliseconds, no GIL.
+    """Give free heap pages back to the system, if the C library can (glibc).
 
-    What many small pieces filled is full of holes afterwards, and stays resident without this.
+    Takes milliseconds, without the GIL. Many small allocations leave heaps full of holes, which
+    would otherwise stay resident.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,10 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import tiny
+from tests import programs, tiny
 from tests.faults.serving import Served, free_port, serving, until
 
-BINARIES = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 MARK = "via-"  # ids of the proxy begin with it
 HIDDEN = b"GET /livez?hidden HTTP/1.1\r\nHost: x\r\n\r\n"
 SIZES = (
@@ -126,8 +124,7 @@ def port(
     request: pytest.FixtureRequest, server: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
     """The port of a proxy in front of the server."""
-    if not (program := shutil.which(request.param, path=BINARIES)):
-        pytest.skip(f"{request.param} is not installed: apt-get install {request.param}")
+    program = programs.need(request.param, package=request.param)
     folder, listening = tmp_path_factory.mktemp(request.param), free_port()
     words = PROXIES[request.param](folder, listening, server.address[1])
     process = subprocess.Popen([program, *words[1:]], stderr=subprocess.DEVNULL)

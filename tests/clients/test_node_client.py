@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 
-import pytest
-
+from tests import programs
 from tests.clients.conftest import KEY, MODEL, ROOT
 from tests.clients.test_python_clients import assert_known
 
 DIRECTORY = ROOT / "tests" / "clients"
 
 
-@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_openai_for_javascript(url: str) -> None:
     """Vectors, model list and error class."""
+    programs.need("npm", package="npm")
     subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=DIRECTORY, check=True)
     done = subprocess.run(
         ["node", "openai_client.mjs", url, KEY, MODEL],

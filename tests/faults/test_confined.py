@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import programs
 from tests.faults import confined
 from tests.faults.everything import ask_everything
 from tests.faults.serving import (
@@ -84,8 +85,7 @@ def traced(artifacts: Path, directory: Path, runner: Sequence[str]) -> str:
 @pytest.fixture(scope="module")
 def _strace(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip where a process may not watch another."""
-    if shutil.which("strace") is None:
-        pytest.skip("no strace here")
+    programs.need("strace", package="strace")
     out = tmp_path_factory.mktemp("strace") / "trace"
     done = subprocess.run(
         ["strace", "-D", "-f", "--seccomp-bpf", "-o", out, "true"], capture_output=True, check=False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,14 +16,8 @@ import yaml
 from tests.faults.serving import NO_TLS, free_port, kill, until
 from tests.observe import rules
 
-MISSING = "needs Debian's package prometheus (apt-get install prometheus)"
 SCRAPE = "500ms"
 WINDOW = "3s"  # in place of Grafana's $__rate_interval: four scrapes and more
-
-
-def is_installed() -> bool:
-    """Whether both programs are here."""
-    return all(map(shutil.which, ("prometheus", "promtool")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import programs
 from tests.faults.serving import serving, until
 from tests.observe import dashboard, load
 from tests.observe.load import Kind
-from tests.observe.prometheus import MISSING, Prometheus, is_installed, scraping
+from tests.observe.prometheus import Prometheus, scraping
 
 STEP = 1.0  # seconds
 WINDOW = "5s"  # ten scrapes
@@ -64,6 +65,6 @@ def _panels(prometheus: Prometheus, start: float, end: float) -> dict[str, objec
 
 
 if __name__ == "__main__":
-    if not is_installed():
-        sys.exit(MISSING)
+    if programs.find("prometheus") is None:
+        sys.exit("needs Debian's package prometheus (apt-get install prometheus)")
     record(Path(sys.argv[1]))

@@ -10,21 +10,19 @@ from dataclasses import dataclass
 import pytest
 
 from embedserve.errors import ERRORS
+from tests import programs
 from tests.faults.serving import Served, serving, until
 from tests.observe import dashboard, load, rules
 from tests.observe.dashboard import Panel
 from tests.observe.load import Sent
 from tests.observe.prometheus import (
-    MISSING,
     WINDOW,
     Prometheus,
-    is_installed,
     promtool,
     scraping,
 )
 
-if not is_installed():
-    pytest.skip(MISSING, allow_module_level=True)
+programs.need("prometheus", package="prometheus", is_module=True)
 
 SECONDS = 8.0  # of load
 # Alerts that this load brings about at once: a text on which the tiny model fails.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shutil
 import signal
 import socket
 import statistics
@@ -23,6 +22,7 @@ from embedserve.api.middleware import PROBES
 from embedserve.api.tracing import ATTRIBUTES, STAGES
 from embedserve.config.settings import Settings
 from embedserve.errors import Exit
+from tests import programs
 from tests.conftest import ROOT, Server, Start, environment
 from tests.faults.serving import until
 from tests.otel.conftest import PROGRAM, Collector, children, part, run
@@ -387,8 +387,7 @@ class TestCollector:
         self, tiny_artifacts: Path, collector: Collector, tmp_path: Path
     ) -> None:
         """Its connections, from exec to exit, are to the collector."""
-        if shutil.which("strace") is None:
-            pytest.skip("no strace here: apt install strace")
+        programs.need("strace", package="strace")
         trace, log, trace_id = tmp_path / "trace", tmp_path / "log", fresh()
         paths = ("--models", tiny_artifacts.parent / "models.toml", "--artifacts", tiny_artifacts)
         # -D: the process that is started is the server, and strace watches from beside.

@@ -182,7 +182,7 @@ def test_a_chunk_that_kills_its_workers(
     done = finished(start(path, there, *flags, "--ray", cluster.address, module="tests.ray.deadly"))
     assert done.returncode == Exit.UNAVAILABLE, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert "no worker came back with 1 chunks, the first of them lines 41 to 48" in last
+    assert "workers failed on 1 chunks, the first of them lines 41 to 48" in last
     assert len(list(tmp_path.glob("there.npy.parts/*.part"))) == 12
     assert finished(start(path, there, *flags, "--ray", cluster.address)).returncode == 0
     assert embed(path, here, *flags).returncode == 0
