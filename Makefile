@@ -43,48 +43,48 @@ IMAGE_TEST = CONTAINER="$(CONTAINER)" IMAGE=$(IMAGE) RUN_FLAGS="$(RUN_FLAGS)" \
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(MAKEFILE_LIST))
 
-help:  ## this list
+help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
 	  | awk -F '|' '{printf "%-20s %s\n", $$1, $$2}'
 
-serve: .venv/.installed artifacts/.exported  ## export what can be had, then serve in the foreground
+serve: .venv/.installed artifacts/.exported  ## export the models whose files are available, then serve in the foreground; HOST, PORT, PROVIDER
 	exec .venv/bin/embedserve serve --host $(HOST) --port $(PORT) --provider $(PROVIDER) --skip-missing
 
-export: .venv-export/.installed  ## export every model of models.toml whose files can be had
+export: .venv-export/.installed  ## export every model of models.toml whose files are available
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export test-clients  ## the whole suite, on the real process and model
+test: test-serve test-export test-clients  ## the whole suite, with real processes and a real model: 35 minutes
 
-test-serve: .venv/.installed .venv-otel/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: twenty minutes
+test-serve: .venv/.installed .venv-otel/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: 20 minutes
 	.venv-dev/bin/python -m pytest -m "not slow"
 
-test-export: .venv-export/.installed  ## the export tool's tests: fifteen minutes
+test-export: .venv-export/.installed  ## the export tool's tests: 15 minutes
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
 	$(EXPORT_FAULTS) -m "not slow"
 
 # Every shape of a well-known model and its re-save: twenty minutes; then docs/models.md.
-test-models: .venv-export/.installed .venv-dev/.installed  ## every shape of a well-known model
+test-models: .venv-export/.installed .venv-dev/.installed  ## the shapes of well-known models, then the tables of docs/models.md: 20 minutes
 	.venv-export/bin/python -m tests.models
 	.venv-dev/bin/python -m tests.models.table
 
 # The server's, under load and with the soak: an idle machine. Then the export's: each operation on
 # files fails once, thirty kills, disks of every size: six minutes.
-test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported  ## everything under load and faults, on an idle machine
+test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported  ## every promise under load, attack and faults; needs an idle machine
 	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults tests/attack
 	$(EXPORT_FAULTS)
 
 # Its seed is printed; build/fuzz keeps the inputs whose answers were new, and those that failed.
 SECONDS ?= 1800
-fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## half an hour of drawn HTTP and JSON
+fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## send random HTTP and JSON to a server and watch it: half an hour; SECONDS, SEED
 	.venv-dev/bin/python -m tests.attack.fuzz $(SECONDS) $(SEED)
 
 # What a machine with a GPU needs for tests/gpu/run.sh: parts of 56 MB (docs/operating.md, CUDA).
-gpu-parts: .venv-export/.installed  ## what travels to a machine with a GPU: build/gpu/part-NN
+gpu-parts: .venv-export/.installed  ## what a machine with a GPU needs: build/gpu/part-NN
 	.venv-export/bin/python -m tests.gpu.parts
 
 # The clients' own warnings are theirs.
-test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## other clients against the real server
+test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## other projects' clients against the real server
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
 
 # Two nodes as processes of this machine.
@@ -92,51 +92,51 @@ test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## Ray Serv
 	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
-test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## models' real sizes: half an hour
+test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## models at their real sizes: half an hour
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
 
-image:  ## the server's image: podman, docker or buildah
+image:  ## build the server's image, with podman, docker or buildah
 	$(BUILD_EMBEDSERVE) --target serve --tag $(IMAGE) -f Containerfile .
 
-image-export:  ## the export tool's image
+image-export:  ## build the export tool's image
 	$(BUILD_EMBEDSERVE) --target export --tag $(IMAGE)-export -f Containerfile .
 
 # Needs mmdebstrap (Debian's package). Then: make image BASE=embedserve-base
-image-base:  ## Debian 12 with Python as an image, where no registry can be reached
+image-base:  ## make Debian 12 with Python as an image, without a registry
 	mkdir -p build/base
 	mmdebstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
 	  bookworm build/base/base.tar $(DEBIAN_MIRROR)
 	$(BUILD_IMAGE) --tag $(IMAGE)-base -f deploy/Containerfile.base build/base
 
 # Read-only, without capabilities, network and HOME; with buildah runc is needed, too.
-image-test: image image-export sbom .venv-dev/.installed artifacts/.exported  ## run the images for real
+image-test: image image-export sbom .venv-dev/.installed artifacts/.exported  ## run the images and test them
 	$(IMAGE_TEST) --timeout 1800 tests/image --ignore=tests/image/test_reproducible.py
 
-image-reproducible: image .venv-dev/.installed  ## build it twice, compare (not docker)
+image-reproducible: image .venv-dev/.installed  ## build the image twice and compare; not with docker
 	$(MAKE) image IMAGE=$(IMAGE)-again BUILD_FLAGS='--no-cache $(BUILD_FLAGS)'
 	$(IMAGE_TEST) tests/image/test_reproducible.py
 
-sbom:  ## what is in the image, as CycloneDX: build/sbom.cdx.json
+sbom:  ## list what is in the image, as CycloneDX: build/sbom.cdx.json
 	$(BUILD_EMBEDSERVE) --target sbom --tag $(IMAGE)-sbom --output type=local,dest=build -f Containerfile .
 
 # Needs wrk (Debian's package) and an idle machine: every peer in turn, 25 minutes. With
 # BENCH_FLAGS=--quick it is one round of two minutes, and nothing with torch.
-bench: .venv/.installed .venv-dev/.installed $(if $(BENCH_FLAGS),,.venv-bench/.installed) artifacts/.exported  ## all peers
+bench: .venv/.installed .venv-dev/.installed $(if $(BENCH_FLAGS),,.venv-bench/.installed) artifacts/.exported  ## compare embedserve with its peers: 25 minutes; BENCH_FLAGS=--quick: one round
 	$(BENCH) $(BENCH_FLAGS)
 
-bench-http: .venv-dev/.installed  ## what the HTTP layer costs
+bench-http: .venv-dev/.installed  ## measure what the HTTP layer costs
 	$(BENCH).http_overhead
 
-docs: .venv-dev/.installed  ## the tables of README and docs/ that are made from the code
+docs: .venv-dev/.installed  ## write the tables of docs/ that are made from the code
 	.venv-dev/bin/python -m tests.make_docs
 
-check: .venv-dev/.installed  ## format, lint and types
+check: .venv-dev/.installed  ## check format, lint and types
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/mypy
 
-lock:  ## write the lock files anew (needs uv)
+lock:  ## rewrite the lock files; needs uv
 	for name in serve serve-cuda serve-otel dev clients build sbom ray; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt || exit 1; \

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import Any
 
 from embedserve import __version__
 from embedserve.commands import doctor, embed, health, serve, tune, verify
@@ -18,7 +19,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.escapes import escaped
 from embedserve.system import process
 
-_COMMANDS: Mapping[str, Command] = {
+COMMANDS: Mapping[str, Command] = {
     "serve": serve.COMMAND,
     "health": health.COMMAND,
     "embed": embed.COMMAND,
@@ -31,7 +32,7 @@ _COMMANDS: Mapping[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its status."""
     process.prepare()
-    namespace = vars(_parser().parse_args(arguments))
+    namespace = vars(parser().parse_args(arguments))
     try:
         status = namespace.pop("command")(**namespace)
         sys.stdout.flush()
@@ -53,16 +54,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: {escaped(message)}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="embedserve", description="Sentence embeddings over HTTP.")
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
-    commands = parser.add_subparsers(required=True, metavar=" | ".join(_COMMANDS))
-    for name, command in _COMMANDS.items():
+    commands = parser.add_subparsers(required=True, metavar=" | ".join(COMMANDS))
+    for name, command in COMMANDS.items():
         text = command.run.__doc__
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command.run)
         for flag, options in command.options.items():
-            sub.add_argument(flag, **options)
+            sub.add_argument(flag, **_with_default(options))
         for path, default in PATHS.items():
             sub.add_argument(f"--{path}", help=f"default: {default}", metavar="PATH")
         sub.add_argument(
@@ -74,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_settings(sub, command.settings)
     return parser
+
+
+def _with_default(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options, with the default in the help."""
+    default = options.get("default")
+    return {**options, "help": f"{options['help']}; default: {default}"} if default else {**options}
 
 
 def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:

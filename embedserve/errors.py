@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import NamedTuple
 
 from embedserve.escapes import escaped, shortened
 
@@ -12,44 +13,109 @@ AUTHENTICATION = "authentication_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 
-# code -> (HTTP status, OpenAI error type). docs/api.md's table is made from it.
-ERRORS: Mapping[str, tuple[int, str]] = {
-    "invalid_http": (400, INVALID_REQUEST),
-    "invalid_json": (400, INVALID_REQUEST),
-    "invalid_type": (400, INVALID_REQUEST),
-    "missing_parameter": (400, INVALID_REQUEST),
-    "unknown_parameter": (400, INVALID_REQUEST),
-    "invalid_value": (400, INVALID_REQUEST),
-    "empty_input": (400, INVALID_REQUEST),
-    "too_many_inputs": (400, INVALID_REQUEST),
-    "too_many_tokens": (400, INVALID_REQUEST),
-    "input_too_long": (400, INVALID_REQUEST),
-    "context_length_exceeded": (400, INVALID_REQUEST),
-    "token_ids_not_accepted": (400, INVALID_REQUEST),
-    "token_id_out_of_range": (400, INVALID_REQUEST),
-    "dimensions_not_supported": (400, INVALID_REQUEST),
-    "prompt_not_found": (400, INVALID_REQUEST),
-    "invalid_api_key": (401, AUTHENTICATION),
-    "model_not_found": (404, INVALID_REQUEST),
-    "unknown_url": (404, INVALID_REQUEST),
-    "method_not_allowed": (405, INVALID_REQUEST),
-    "request_timeout": (408, INVALID_REQUEST),
-    "fingerprint_mismatch": (412, INVALID_REQUEST),
-    "request_too_large": (413, INVALID_REQUEST),
-    "uri_too_long": (414, INVALID_REQUEST),
-    "unsupported_media_type": (415, INVALID_REQUEST),
-    "unsupported_encoding": (415, INVALID_REQUEST),
-    "headers_too_large": (431, INVALID_REQUEST),
-    "queue_full": (429, RATE_LIMIT),
-    "inference_failed": (500, SERVER),
-    "non_finite_embedding": (500, SERVER),
-    "internal_error": (500, SERVER),
-    "unsupported_transfer_coding": (501, INVALID_REQUEST),
-    "out_of_memory": (503, SERVER),
-    "not_ready": (503, SERVER),
-    "too_many_connections": (503, SERVER),
-    "draining": (503, SERVER),
-    "deadline_exceeded": (504, SERVER),
+
+class ErrorKind(NamedTuple):
+    """One error code: HTTP status, OpenAI's error type, what it means, and when to retry."""
+
+    status: int
+    type: str
+    meaning: str
+    retry: str
+
+
+def _request(
+    status: int, meaning: str, retry: str = "no", kind: str = INVALID_REQUEST
+) -> ErrorKind:
+    return ErrorKind(status, kind, meaning, retry)
+
+
+def _server(status: int, meaning: str, retry: str) -> ErrorKind:
+    return ErrorKind(status, SERVER, meaning, retry)
+
+
+# The table in docs/api.md is made from this one.
+ERRORS: Mapping[str, ErrorKind] = {
+    "invalid_http": _request(
+        400, "invalid HTTP/1.1, CONNECT, or not exactly one Host", "no: fix the client"
+    ),
+    "invalid_json": _request(400, "the body is not JSON in UTF-8"),
+    "invalid_type": _request(400, "a value of the wrong type"),
+    "missing_parameter": _request(400, "no `input`, or no `model` when several are served"),
+    "unknown_parameter": _request(400, "a field that does not exist"),
+    "invalid_value": _request(
+        400, "a value that the field does not accept, or two fields that exclude each other"
+    ),
+    "empty_input": _request(
+        400,
+        "no text, an empty one, or one without tokens for this model (for which "
+        "sentence-transformers' static embeddings give zeros)",
+    ),
+    "too_many_inputs": _request(400, "more texts than `max_inputs`", "in smaller requests"),
+    "too_many_tokens": _request(
+        400, "more tokens in total than `max_request_tokens`", "in smaller requests"
+    ),
+    "input_too_long": _request(
+        400,
+        "a text of more than 250 characters for each token of the model's limit",
+        "shorten it: `truncate` does not help",
+    ),
+    "context_length_exceeded": _request(
+        400,
+        'a text past the model\'s limit, with `"truncate": "error"`',
+        "shorten it, or let it be cut",
+    ),
+    "token_ids_not_accepted": _request(
+        400, "token ids, which may come from another tokenizer", "send strings"
+    ),
+    "token_id_out_of_range": _request(400, "a token id that is not in the model's vocabulary"),
+    "dimensions_not_supported": _request(400, "dimensions that this model does not support"),
+    "prompt_not_found": _request(400, "a prompt that this model does not have"),
+    "invalid_api_key": _request(401, "no valid API key", "with a valid key", AUTHENTICATION),
+    "model_not_found": _request(404, "a model that is not served"),
+    "unknown_url": _request(404, "no such route"),
+    "method_not_allowed": _request(405, "a method that the route does not accept"),
+    "request_timeout": _request(
+        408, "head or body came too slowly; the connection is closed", "yes, on a faster connection"
+    ),
+    "fingerprint_mismatch": _request(
+        412,
+        "`X-Expect-Fingerprint` is not the model's",
+        "no: [re-index](operating.md#re-index-by-fingerprint)",
+    ),
+    "request_too_large": _request(
+        413, "a body of more than `max_body_bytes`", "in smaller requests"
+    ),
+    "uri_too_long": _request(414, "a URL of more than 8 KiB"),
+    "unsupported_media_type": _request(415, "a Content-Type other than application/json"),
+    "unsupported_encoding": _request(415, "a compressed body", "uncompressed"),
+    "headers_too_large": _request(431, "a header of more than 32 KiB or 100 fields"),
+    "queue_full": _request(
+        429,
+        "it would wait too long, or requests in flight hold too much memory",
+        "after `Retry-After`",
+        RATE_LIMIT,
+    ),
+    "inference_failed": _server(
+        500, "the model failed on this text alone", "no (`x-should-retry: false`)"
+    ),
+    "non_finite_embedding": _server(
+        500, "the vector of this text is not finite, or zero", "no (`x-should-retry: false`)"
+    ),
+    "internal_error": _server(
+        500, "a bug; the log has its traceback under the request's id", "once"
+    ),
+    "unsupported_transfer_coding": _request(501, "a Transfer-Encoding other than `chunked`"),
+    "out_of_memory": _server(503, "there was no memory for this request", "after `Retry-After`"),
+    "not_ready": _server(
+        503, "from a probe: the server drains, or has lost an inference thread", "another server"
+    ),
+    "too_many_connections": _server(
+        503, "more open connections than `max_connections`", "later, or another server"
+    ),
+    "draining": _server(503, "the drain ended before the answer was ready", "another server"),
+    "deadline_exceeded": _server(
+        504, "the deadline passed before the answer was ready", "with more time"
+    ),
 }
 
 
@@ -73,7 +139,8 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.status, self.type = ERRORS[code]
+        kind = ERRORS[code]
+        self.status, self.type = kind.status, kind.type
         self.message = message
         self.param = param
         self.headers = dict(headers or {})
@@ -90,13 +157,26 @@ class DeviceLostError(Exception):
 class Exit(IntEnum):
     """The exit statuses of sysexits.h that are used here."""
 
-    USAGE = 64  # the command line is wrong
-    DATAERR = 65  # a model's files are wrong or not understood
-    NOINPUT = 66  # a file or directory is missing
-    UNAVAILABLE = 69  # a source, an address or a provider is not available
-    SOFTWARE = 70  # a check of our own work failed
-    CANTCREAT = 73  # an output cannot be written
-    CONFIG = 78  # the configuration or an artifact is invalid
+    USAGE = 64
+    DATAERR = 65
+    NOINPUT = 66
+    UNAVAILABLE = 69
+    SOFTWARE = 70
+    CANTCREAT = 73
+    CONFIG = 78
+
+
+# When each is used. The table in docs/configuration.md is made from this one.
+EXITS: Mapping[Exit, str] = {
+    Exit.USAGE: "the command line is wrong",
+    Exit.DATAERR: "a model's files are wrong or not understood",
+    Exit.NOINPUT: "a file or directory is missing",
+    Exit.UNAVAILABLE: "an address, a provider, every source of a model or a confined process is "
+    "not available",
+    Exit.SOFTWARE: "a check of our own work failed: vectors or token ids differ from the reference",
+    Exit.CANTCREAT: "something cannot be written",
+    Exit.CONFIG: "the configuration or an artifact is invalid",
+}
 
 
 class StartupError(Exception):

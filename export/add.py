@@ -1,4 +1,4 @@
-"""`python -m export add OWNER/NAME`: a model of the hub, or a directory, into models.toml."""
+"""`python -m export add OWNER/NAME`: add a model of the hub, or a directory, to models.toml."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """What is to be appended; see `table.appended`."""
+    """The table to append; see `table.appended`."""
 
     name: str
     wishes: Mapping[str, Any]
@@ -41,26 +41,26 @@ class _Table:
 
 def main(arguments: Sequence[str], export: Export = cli.main) -> int:
     """Add a model and return the exit status; `export` runs `python -m export` with arguments."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return _add(options, catalogue.read(), export)
     except StartupError as error:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
     except KeyboardInterrupt:
-        print(escaped(f"export: interrupted; {options.models} is as it was"), file=sys.stderr)
+        print(escaped(f"export: interrupted; {options.models} is unchanged"), file=sys.stderr)
         return cli.INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         prog="python -m export add",
-        description="Write a model's table into models.toml, with its commit, its digests and "
-        "what its card says, and export it. Where the export fails, models.toml stays as it was.",
+        description="Add a model to models.toml, with its commit, its digests and what its card "
+        "says, and export it. If the export fails, models.toml stays unchanged.",
     )
     parser.add_argument("repository", nargs="?", metavar="OWNER/NAME", help="a model of the hub")
     parser.add_argument(
-        "--as", dest="name", metavar="NAME", help="its name here; default: what follows the '/'"
+        "--as", dest="name", metavar="NAME", help="its name here; default: the part after the '/'"
     )
     parser.add_argument(
         "--revision", metavar="R", help="a branch, tag or commit; default: the newest commit"
@@ -70,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         dest="source",
         metavar="DIR",
-        help="take the files from here, and do not ask the hub",
+        help="take the files from this directory, not from the hub",
     )
-    parser.add_argument("--task", help="of a model that has several")
+    parser.add_argument("--task", help="the task, for a model that has several")
     parser.add_argument(
-        "--convert-pickle", action="store_true", help="as of the export, for weights in a pickle"
+        "--convert-pickle", action="store_true", help="convert pickled weights, as the export does"
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
@@ -90,7 +90,7 @@ def _add(options: argparse.Namespace, known: Catalogue, export: Export) -> int:
     name = options.name or _default_name(repository, options.source)
     task = card.choose_task(repository or name, entry, options.task)
     with _candidate(models, _Table(name, {}, {})):
-        pass  # the name and the file are good, before anything is downloaded
+        pass  # check the name and models.toml before anything is downloaded
     revision, source, convert = options.revision, options.source, options.convert_pickle
     if source is not None:
         found = origin.from_directory(name, repository, revision, source, convert)
@@ -105,16 +105,16 @@ def _add(options: argparse.Namespace, known: Catalogue, export: Export) -> int:
         command += ["--convert-pickle"] if convert else []
         status = export(command)
     if status:
-        print(escaped(f"export: {name}: not added; {models} is as it was"), file=sys.stderr)
+        print(escaped(f"export: {name}: not added; {models} is unchanged"), file=sys.stderr)
         return status
-    _write(models, _with(models, new))  # what was edited while the export ran stays
+    _write(models, _with(models, new))  # keeps edits made during the export
     print(escaped(f"{name}: added to {models}"))
     return 0
 
 
 @contextlib.contextmanager
 def _candidate(models: Path, new: _Table) -> Iterator[Path]:
-    """A copy of models.toml with the table, validated; it goes when the block ends."""
+    """A validated copy of models.toml with the new table; removed when the block ends."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / models.name
         path.write_bytes(_with(models, new).encode())
@@ -125,14 +125,14 @@ def _candidate(models: Path, new: _Table) -> Iterator[Path]:
         yield path
 
 
-# -- before anything is asked ------------------------------------------------------------------
+# -- before the hub is asked -------------------------------------------------------------------
 
 
 def _check_arguments(repository: str | None, revision: str | None, source: Path | None) -> None:
     if repository is None and source is None:
-        raise StartupError("add wants OWNER/NAME, --from DIR or both", Exit.USAGE)
+        raise StartupError("add needs OWNER/NAME, --from DIR or both", Exit.USAGE)
     if repository is not None and not _REPOSITORY.fullmatch(repository):
-        raise StartupError(f"{repository}: no name of the hub; OWNER/NAME is accepted", Exit.USAGE)
+        raise StartupError(f"{repository}: not a hub name; OWNER/NAME is accepted", Exit.USAGE)
     if source is None:
         return
     if not (source / "modules.json").is_file():
@@ -179,13 +179,13 @@ def _table(
     comments = {"": f"Added by `python -m export add{f' {repository}' if repository else ''}`."}
     first = next((d.key for d in written if d.origin == card.CATALOGUE), None)
     if first is not None and entry is not None:
-        unread = "" if entry.read else " (not read by those who wrote the catalogue)"
+        unread = "" if entry.read else " (the authors of the catalogue did not read it)"
         comments[first] = f"The card says this, and the files do not: {entry.page}{unread}"
     return _Table(name, wishes, comments)
 
 
 def _with(path: Path, new: _Table) -> str:
-    """The text of models.toml with a table more; StartupError where the name is taken."""
+    """The text of models.toml with the new table. StartupError (64) if the name is taken."""
     text = _text(path, new.name)
     try:
         return table.appended(text, new.name, new.wishes, new.comments)
@@ -204,11 +204,11 @@ def _text(path: Path, name: str) -> str:
     for kind in ("models", "aliases"):
         if name in document.get(kind, {}):
             raise StartupError(
-                f"{name}: {path} has [{kind}.{name}] already; give another name with --as NAME",
+                f"{name}: {path} already has [{kind}.{name}]; give another name with --as NAME",
                 Exit.USAGE,
             )
     if name == cli.COMMAND:
-        raise StartupError(f"{name}: the name of a command; give another with --as", Exit.USAGE)
+        raise StartupError(f"{name}: is the name of a command; give another with --as", Exit.USAGE)
     for place in (path, path.resolve().parent):
         if not os.access(place, os.W_OK):
             raise StartupError(f"{place}: not writable by this user", Exit.CANTCREAT)
@@ -220,13 +220,13 @@ def _write(path: Path, text: str) -> None:
         replace_file(path.resolve(), text.encode())
     except OSError as error:
         raise StartupError(
-            f"{path}: cannot be written: {error}; the artifact is in its place, and the table is "
-            "not",
+            f"{path}: cannot be written: {error}; the artifact was published, but its table was "
+            "not added",
             Exit.CANTCREAT,
         ) from error
 
 
-# -- what is told ------------------------------------------------------------------------------
+# -- what is printed ---------------------------------------------------------------------------
 
 
 def _told(
@@ -235,7 +235,7 @@ def _told(
     decisions: Sequence[Decision],
     digests: Mapping[str, str],
 ) -> str:
-    """A table of what was decided and from where, and what the catalogue adds to it."""
+    """A table of the decisions and their origins, and what the catalogue adds."""
     rows = [("key", "from", "value"), *((d.key, d.origin, _shown(d.value)) for d in decisions)]
     rows.append(("sha256", "the files", f"{len(digests)} files"))
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
@@ -244,7 +244,7 @@ def _told(
     if entry is None:
         lines.append("  not in the catalogue: read its card for prompts, dimensions and limits")
     else:
-        unread = "" if entry.read else ", not read for it: nothing of the card is known here"
+        unread = "" if entry.read else " (not read: what the card says is not known here)"
         lines.append(f"  catalogue: {entry.page}{unread}")
     if entry is not None and entry.note:
         lines.append(f"  note: {entry.note}")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from export import add
 
         return add.main(arguments[1:])
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         if options.convert_pickle and not options.names:
             raise StartupError("--convert-pickle needs the names of the models", Exit.USAGE)
@@ -52,21 +52,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"export: {error}", file=sys.stderr)
         return int(error.status)
     except KeyboardInterrupt:
-        print("export: interrupted; nothing half-made is left in its place", file=sys.stderr)
+        print("export: interrupted; no unfinished artifact was published", file=sys.stderr)
         return INTERRUPTED
     print(summary(outcomes))
     return _status(outcomes, strict=bool(options.names))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m export",
         description="Make the artifacts that embedserve serves, each compared with "
         "sentence-transformers before it is published.",
-        epilog="python -m export add OWNER/NAME writes a model of the hub into models.toml first.",
+        epilog="python -m export add OWNER/NAME adds a model of the hub to models.toml first.",
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="models of models.toml; none: all but the optional"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="models of models.toml; default: all that are not optional",
     )
     parser.add_argument(
         "--models", type=Path, default=Path("models.toml"), help="default: %(default)s"
@@ -77,16 +80,16 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         dest="source",
         metavar="DIR",
-        help="look here first: a model's directory, or one that has a directory NAME",
+        help="look here first: a model's directory, or one that has a subdirectory NAME",
     )
     parser.add_argument(
-        "--force", action="store_true", help="export again what is already up to date"
+        "--force", action="store_true", help="export models again that are up to date"
     )
     parser.add_argument(
         "--convert-pickle",
         action="store_true",
-        help="convert weights that are only there as a pickle, which can run code when it is read: "
-        "in a confined process, and only tensors",
+        help="convert weights that exist only as a pickle, which can run code when it is read: a "
+        "confined process reads it, and only tensors are accepted",
     )
     parser.add_argument("--version", action="version", version=f"embedserve {__version__}")
     return parser
@@ -120,7 +123,7 @@ def _directories(specs: Sequence[ModelSpec], source: Path | None) -> dict[str, P
     if (source / "modules.json").exists():
         if len(specs) != 1:
             raise StartupError(
-                f"--from {source}: holds one model, and {len(specs)} are asked for; name one",
+                f"--from {source}: holds one model, but {len(specs)} are asked for; name one",
                 Exit.USAGE,
             )
         return {specs[0].name: source}
@@ -153,7 +156,7 @@ def _export(
 
 
 def _status(outcomes: Sequence[Outcome], strict: bool) -> int:
-    """The first failure's status; without names on the command line only when all failed."""
+    """The first failure's status. Without names on the command line, 0 unless all failed."""
     failures = [outcome.error for outcome in outcomes if outcome.error is not None]
     if not failures or (not strict and len(failures) < len(outcomes)):
         return 0
@@ -161,7 +164,7 @@ def _status(outcomes: Sequence[Outcome], strict: bool) -> int:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """A table of what there is now: size, time and parity, or why there is none."""
+    """A table of the artifacts: size, time and parity, or why one was not made."""
     heads = ("model", "", "MB", "seconds", "peak MB", "max |diff|", "min cosine", "texts", "tokens")
     rows = [heads, *(_row(o.name, o.result) for o in outcomes if o.result is not None)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from embedserve import cli
+from embedserve.bulk.chunks import BAD_ROWS
+from embedserve.commands import embed
 from embedserve.config.models_toml import shown
 from embedserve.config.settings import Settings, accepted
 from embedserve.diagnose.footprint import CONSUMERS
-from embedserve.errors import ERRORS
+from embedserve.errors import ERRORS, EXITS
 from embedserve.metrics import METRICS
+from export import add as export_add
+from export import cli as export_cli
 from tests import tree
 from tests.conftest import ROOT
 from tests.documents import PATHS
@@ -39,11 +44,57 @@ def _default(value: object) -> str:
 
 
 def _errors() -> str:
-    by_status: dict[int, list[str]] = {}
-    for code, (status, _) in ERRORS.items():
-        by_status.setdefault(status, []).append(code)
-    rows = ([str(status), ", ".join(codes)] for status, codes in sorted(by_status.items()))
-    return _table(("status", "codes"), rows)
+    rows = ([f"`{code}`", str(k.status), k.meaning, k.retry] for code, k in ERRORS.items())
+    return _table(("code", "status", "what it means", "retry?"), rows)
+
+
+def _exits() -> str:
+    rows = [("0", "", "success; for a server, the end after SIGTERM or Ctrl-C")]
+    rows += [(str(one.value), one.name, when) for one, when in EXITS.items()]
+    rows.append((str(export_cli.INTERRUPTED), "", "the export was interrupted from the keyboard"))
+    return _table(("status", "name", "when"), rows)
+
+
+def _bad_rows() -> str:
+    return _table(("code", "what is wrong"), [(f"`{code}`", w) for code, w in BAD_ROWS.items()])
+
+
+def _commands() -> str:
+    """Each command with the flags that are its own; --models, --artifacts and --model are all's."""
+    rows = []
+    for name, command in cli.COMMANDS.items():
+        flags = [flag for flag in command.options if flag.startswith("--")]
+        flags += [f"--{setting.replace('_', '-')}" for setting in command.settings or ()]
+        more = ["every setting"] if command.settings is None else []
+        text = (command.run.__doc__ or "").rstrip(".")
+        rows.append((f"`embedserve {name}`", text, _listed(flags, more)))
+    for parser in (export_cli.parser(), export_add.parser()):
+        actions = [action for action in parser._actions if action.option_strings]
+        flags = [max(action.option_strings, key=len) for action in actions]
+        flags = [flag for flag in flags if flag not in ("--help", "--version")]
+        text = (parser.description or "").rstrip(".")
+        rows.append((f"`{parser.prog}`", text, _listed(flags, [])))
+    return _table(("command", "what it does", "flags of its own"), rows)
+
+
+def _listed(flags: Sequence[str], more: Sequence[str]) -> str:
+    return ", ".join([*(f"`{flag}`" for flag in flags), *more])
+
+
+def _targets() -> str:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.findall(r"^([a-z-]+):.*  ## (.*)$", makefile, re.MULTILINE)
+    return _table(("target", "what it does"), [(f"`make {name}`", text) for name, text in found])
+
+
+def _embed() -> str:
+    rows = []
+    for flag, options in embed.COMMAND.options.items():
+        if flag.startswith("--"):
+            choices = ", ".join(f"`{choice}`" for choice in options.get("choices", ()))
+            default = options.get("default") or ""
+            rows.append((f"`{flag}`", f"`{default}`" if default else "", choices, options["help"]))
+    return _table(("option", "default", "one of", "meaning"), rows)
 
 
 def _metrics() -> str:
@@ -89,14 +140,21 @@ def _said(path: Path) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
-    lines = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in [head, *rows])
-    first, *rest = lines
+    lines = (
+        "| " + "".join(f"{cell} | " if cell else "| " for cell in row) for row in [head, *rows]
+    )
+    first, *rest = map(str.rstrip, lines)
     return "\n".join([first, "|" + "---|" * len(head), *rest])
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": _settings,
     "errors": _errors,
+    "exits": _exits,
+    "bad_rows": _bad_rows,
+    "commands": _commands,
+    "targets": _targets,
+    "embed": _embed,
     "metrics": _metrics,
     "memory": _memory,
     "package": _package,

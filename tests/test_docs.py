@@ -117,7 +117,7 @@ class TestCode:
 
     def test_embedserve(self) -> None:
         """Every command line of embedserve is one that it takes."""
-        parser = cli._parser()
+        parser = cli.parser()
         found = [(path, line) for path, line in commands("embedserve") if _is_ours(line)]
         assert len(found) > 10
         for path, line in found:
@@ -129,7 +129,7 @@ class TestCode:
         assert len(found) > 5
         for path, line in found:
             is_add, rest = line.startswith("add "), line.removeprefix("add ")
-            parser = export_add._parser() if is_add else export_cli._parser()
+            parser = export_add.parser() if is_add else export_cli.parser()
             _accepts(parser, rest, path)
 
     def test_make(self) -> None:
@@ -156,7 +156,7 @@ def _with_its_models(body: str) -> str:
 
 def _is_ours(line: str) -> bool:
     """Not another program that has embedserve as an argument: its commands alone."""
-    return line.split(" ")[0] in (*cli._COMMANDS, "--help", "--version")
+    return line.split(" ")[0] in (*cli.COMMANDS, "--help", "--version")
 
 
 def _accepts(parser: argparse.ArgumentParser, line: str, path: Path) -> None:
@@ -196,11 +196,6 @@ class TestApi:
         assert line is not None
         assert set(re.findall(r"`(\w+)`", line[1])) == set(parse._TOKENIZE_FIELDS)
 
-    def test_codes(self) -> None:
-        """Each error code has its meaning, in the code's order."""
-        rows = table("| code | what it means |", self.PATH)
-        assert [code(row[0]) for row in rows] == list(ERRORS)
-
 
 class TestConfiguration:
     """docs/configuration.md."""
@@ -217,7 +212,7 @@ class TestConfiguration:
     def test_places(self) -> None:
         """A setting's key, variable and flag, as the three examples have them."""
         file, environment, line = table("| place |", self.PATH)
-        parser = cli._parser()
+        parser = cli.parser()
         for name, *cells in zip(
             ("max_wait", "access_log", "cors_origins"), file[1:], environment[1:], line[1:],
             strict=True,
@@ -226,30 +221,6 @@ class TestConfiguration:
             assert key.startswith(f"{name} = ")
             assert variable.startswith(f"EMBEDSERVE_{name.upper()}=")
             assert getattr(parser.parse_args(["serve", *flag.split()]), name) is not None
-
-    def test_commands(self) -> None:
-        """Each command with the flags that are its own."""
-        rows = {code(row[0]): set(re.findall(r"`(--[\w-]+)`", row[1])) for row in
-                table("| command |", self.PATH)}  # fmt: skip
-        own = {
-            f"embedserve {name}": {f for f in command.options if f.startswith("--")}
-            for name, command in cli._COMMANDS.items()
-        }
-        own["embedserve verify"] = {"--provider", "--skip-missing"}
-        for name, parser in (
-            ("python -m export", export_cli._parser()),
-            ("python -m export add", export_add._parser()),
-        ):
-            actions = [action for action in parser._actions if action.option_strings]
-            flags = {max(action.option_strings, key=len) for action in actions}
-            own[name] = flags - {"--help", "--version"}
-        assert {name: flags for name, flags in rows.items() if name in own} == own
-
-    def test_exit_statuses(self) -> None:
-        """Each status of sysexits that is used, with its name."""
-        rows = table("| status | name |", self.PATH)
-        assert {row[1]: int(row[0]) for row in rows if row[1]} == {e.name: e.value for e in Exit}
-        assert int(rows[-1][0]) == export_cli.INTERRUPTED
 
 
 def _names(kind: type, *less: str) -> list[str]:

@@ -563,7 +563,7 @@ class TestErrorBody:
     @pytest.mark.parametrize("code", ERRORS)
     def test_every_code(self, code: str) -> None:
         """All four keys are always there, param null when there is none."""
-        status, kind = ERRORS[code]
+        status, kind, *_ = ERRORS[code]
         error = RequestError(code, 'say "what"\n', headers={"a": "b"})
         assert error.status == status
         assert json.loads(render_error(error)) == {

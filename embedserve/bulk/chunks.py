@@ -8,24 +8,23 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
-# A chunk ends at so many rows (an option), or where they have so many bytes: a few chunks are in
-# memory at a time.
+# A chunk ends after this many rows (--chunk-rows) or bytes, whichever comes first: a few chunks are
+# in memory at a time.
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 8 * 2**20
-# A longer line, or row of CSV, is a bad one: no row may take all memory.
+# A longer line or CSV row is a bad row: no row may take all the memory.
 MAX_LINE = 16 * 2**20
 
-# code -> what is wrong with a row that gets no vector. The table in docs/bulk.md is checked
-# against this one.
+# code -> what is wrong with a row that gets no vector. docs/bulk.md's table is made from it.
 BAD_ROWS: Mapping[str, str] = {
-    "invalid_json": "the line is no JSON in UTF-8, or nested deeper than 100",
+    "invalid_json": "the line is not JSON in UTF-8, or is nested deeper than 100",
     "invalid_csv": "the row is not CSV, or has more or fewer fields than the header",
     "invalid_utf8": "the row is not UTF-8",
     "invalid_value": "a kept column has a value that is invalid for its type (Parquet)",
     "line_too_long": "the line or row has more than 16 MiB",
-    "invalid_type": "the line is no object, or the text no string",
-    "missing_column": "the row has no such column, or null in it",
-    "column_exists": "the row has a column of the vector's name already",
+    "invalid_type": "the line is not an object, or the text is not a string",
+    "missing_column": "the row lacks the text's column, or has null in it",
+    "column_exists": "the row already has a column with the vector's name",
     "empty_input": "the text is empty, or has no token of this model (zeros of static embeddings)",
     "input_too_long": "the text has more than 250 characters per token of the model's limit",
     "context_length_exceeded": "the text has too many tokens, and --truncate error was asked for",
@@ -42,7 +41,7 @@ class Problem(NamedTuple):
 
 
 class BadRow(NamedTuple):
-    """A row without a vector: its line in the input (its row in Parquet), from 1."""
+    """A row without a vector. `line` counts lines of the input (rows of Parquet) from 1."""
 
     line: int
     code: str
@@ -52,7 +51,7 @@ class BadRow(NamedTuple):
 class Cut(NamedTuple):
     """Where a chunk lies: from `start` to `end` in bytes of the input, or in rows of Parquet.
 
-    `line` is the number of its first line, `next_line` of the one after its last, from 1.
+    `line` is the number of its first line, `next_line` that of the line after its last; from 1.
     """
 
     number: int
@@ -64,7 +63,7 @@ class Cut(NamedTuple):
 
 
 class Columns(Protocol):
-    """What is kept of the rows of a chunk beside their vectors."""
+    """The columns of a chunk's rows that are kept beside the vectors."""
 
     def objects(self, rows: Sequence[int]) -> list[bytes]:
         """Each of these rows as a JSON object."""
@@ -75,17 +74,17 @@ class Columns(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows of the input: line, text (None where the row is bad) and kept columns of each."""
+    """Rows of the input: line, text (None if the row is bad) and kept columns of each."""
 
     cut: Cut
     lines: Sequence[int]
     texts: list[str | None]
-    problems: Mapping[int, Problem]  # by place in the chunk
+    problems: Mapping[int, Problem]  # by index in the chunk
     columns: Columns
 
 
 class Reader(Protocol):
-    """An input of one format. Positions count up to `end`; `rows` is None where nobody knows."""
+    """An input of one format. Positions count up to `end`; `rows` is None if it is unknown."""
 
     @property
     def end(self) -> int: ...
@@ -94,7 +93,7 @@ class Reader(Protocol):
     def rows(self) -> int | None: ...
 
     def cuts(self, after: Cut | None) -> Iterator[Cut]:
-        """Where the chunks lie that follow `after`: the same whatever was read before."""
+        """Where the chunks after `after` lie; does not depend on what was read before."""
 
     def read(self, cut: Cut) -> Chunk:
         """Read one chunk. Cheap when it follows the chunk read last."""
@@ -102,7 +101,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which columns: the text's, the vector's, and those kept beside it (`keep` None: all)."""
+    """The columns: the text, the vector, and those kept: `keep` (None: all) without `drop`."""
 
     text: str = "text"
     vector: str = "embedding"
@@ -114,12 +113,12 @@ class Selection:
         return self.keep is None and not self.drop
 
     def kept(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are kept."""
+        """The columns among `names` that are kept."""
         return [n for n in names if (self.keep is None or n in self.keep) and n not in self.drop]
 
 
 class Record(NamedTuple, Generic[T]):
-    """A row as it stands in a file of lines: its first line, the next row's, and where it ends."""
+    """A row of a file of lines: its first line, the line of the next row, and its end in bytes."""
 
     value: T
     line: int
@@ -148,13 +147,13 @@ def text_of(value: object, column: str) -> str | Problem:
         return value or Problem("empty_input", f"{column} is an empty string")
     if value is None:
         return Problem("missing_column", f"{column} is null")
-    return Problem("invalid_type", f"{column} is no string")
+    return Problem("invalid_type", f"{column} is not a string")
 
 
 def split(
     found: Iterable[str | Problem],
 ) -> tuple[list[str | None], dict[int, Problem]]:
-    """Texts by place, None for each bad one, and their problems."""
+    """Texts in order, None for each bad one, and the problems by index."""
     texts: list[str | None] = []
     problems: dict[int, Problem] = {}
     for place, text in enumerate(found):

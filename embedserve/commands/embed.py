@@ -47,10 +47,10 @@ COMMAND = Command(
     {
         "source": {"metavar": "INPUT", "help": "texts: .jsonl, .csv, .tsv or .parquet"},
         "target": {"metavar": "OUTPUT", "help": "vectors: .parquet, .jsonl or .npy"},
-        "--text-column": {"default": "text", "help": "column of the text; default: text"},
+        "--text-column": {"default": "text", "help": "column of the text"},
         "--vector-column": {
             "default": "embedding",
-            "help": "column of the vector; default: embedding",
+            "help": "column of the vector",
         },
         "--keep": {
             "action": "append",
@@ -71,13 +71,12 @@ COMMAND = Command(
         "--dtype": {
             "choices": ("float32", "float16"),
             "default": "float32",
-            "help": "type of the numbers; default: float32",
+            "help": "type of the numbers",
         },
         "--truncate": {
             "choices": ("end", "start", "error"),
             "default": "end",
-            "help": "cut this end of a text that is too long, or make it a bad row (error); "
-            "default: end",
+            "help": "cut this end of a text that is too long, or make it a bad row (error)",
         },
         "--on-error": {
             "choices": ("skip", "null", "stop"),
@@ -88,7 +87,7 @@ COMMAND = Command(
             "type": int,
             "default": 4096,
             "metavar": "ROWS",
-            "help": "rows per chunk, the unit of resume; default: 4096",
+            "help": "rows per chunk, the unit of resume",
         },
         "--overwrite": {
             "action": "store_true",
@@ -101,7 +100,7 @@ COMMAND = Command(
         "--artifacts-by": {
             "choices": ("object-store", "working-dir", "path"),
             "default": "object-store",
-            "help": "how the artifact reaches the nodes; default: object-store",
+            "help": "how the artifact reaches the nodes",
         },
     },
 )

@@ -56,7 +56,7 @@ COMMAND = Command(
         "--seconds": {
             "type": float,
             "default": 5.0,
-            "help": "seconds to wait for an answer; default: 5",
+            "help": "seconds to wait for an answer",
         },
     },
 )

@@ -42,7 +42,7 @@ COMMAND = Command(
     run,
     (),
     {
-        "--seconds": {"type": float, "default": 60.0, "help": "seconds to take; default: 60"},
+        "--seconds": {"type": float, "default": 60.0, "help": "seconds to take"},
         "--write": {"action": "store_true", "help": "write both to [server] of models.toml"},
     },
 )

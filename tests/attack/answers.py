@@ -9,7 +9,7 @@ from typing import NamedTuple
 from embedserve.errors import ERRORS
 
 # No client causes an internal error; what it does not accept itself is in ERRORS.
-STATUSES = {100, 200, 304} | {status for status, _ in ERRORS.values()} - {500}
+STATUSES = {100, 200, 304} | {kind.status for kind in ERRORS.values()} - {500}
 WITHOUT_BODY = {100, 304}
 START = b"HTTP/1.1 "
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z' -]+")
@@ -110,7 +110,7 @@ def _kind(status: int, fields: dict[bytes, bytes], body: bytes) -> str:
         error = json.loads(body)["error"]
         code, message = error["code"], error["message"]
         is_known = set(error) == {"message", "type", "param", "code"}
-        is_known &= (status, error["type"]) == ERRORS[code]
+        is_known &= (status, error["type"]) == ERRORS[code][:2]
     except (ValueError, KeyError, TypeError) as error:
         raise MalformedError(f"{status} with {body[:200]!r}: {error!r}") from error
     if not is_known or fields.get(b"content-type") != b"application/json":

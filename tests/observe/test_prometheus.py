@@ -93,8 +93,8 @@ class TestCounts:
     def test_statuses(self, scraped: Scraped) -> None:
         """Answers by status, whatever their code; who left is cancelled, or was answered first."""
         found = outcomes_of(scraped)
-        for status in {status for status, _ in ERRORS.values()}:
-            codes = (code for code, (other, _) in ERRORS.items() if other == status)
+        for status in {kind.status for kind in ERRORS.values()}:
+            codes = (code for code, kind in ERRORS.items() if kind.status == status)
             assert sum(found[code] for code in codes) >= scraped.sent.statuses[status], status
         answered = scraped.sent.statuses[200]
         assert answered <= found["ok"] <= answered + scraped.sent.left
