@@ -47,8 +47,8 @@ ERRORS: Mapping[str, ErrorKind] = {
     ),
     "empty_input": _request(
         400,
-        "no text, an empty one, or one without tokens for this model (for which "
-        "sentence-transformers' static embeddings give zeros)",
+        "no text, an empty one, or one without tokens for this model (static "
+        "embeddings give zeros for it, as in sentence-transformers)",
     ),
     "too_many_inputs": _request(400, "more texts than `max_inputs`", "in smaller requests"),
     "too_many_tokens": _request(
