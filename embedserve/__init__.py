@@ -3,7 +3,7 @@
 import os
 
 # A constant, because reading the package's metadata takes 5 % of a cold start.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # onnxruntime reads this at import, so it is set before any module. Without it, onnxruntime 1.29 and
 # later send telemetry on Linux.
