@@ -12,6 +12,8 @@ import pytest
 from embedserve.engine.cancellation import Cancellation
 from embedserve.errors import ClientLeftError, RequestError
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.fixture
 def busy() -> Iterator[tuple[ThreadPoolExecutor, Callable[[], None]]]:
@@ -40,50 +42,44 @@ async def ending(
 
 
 @pytest.mark.parametrize("how", ["leaves", "is late", "is cancelled"])
-def test_what_waits_for_nobody_never_runs(
+async def test_what_waits_for_nobody_never_runs(
     busy: tuple[ThreadPoolExecutor, Callable[[], None]], how: str
 ) -> None:
     """It ends at once, while the thread is busy with others, and its work is not done later."""
     executor, release = busy
     ran: list[str] = []
 
-    async def main() -> None:
-        left = asyncio.Event()
-        deadline = 0.0 if how == "is late" else 60.0
-        request = asyncio.create_task(ending(executor, ran, left, deadline))
-        await asyncio.sleep(0)
-        if how == "leaves":
-            left.set()
-        elif how == "is cancelled":
-            request.cancel()
-        await asyncio.wait((request,), timeout=30)
-        assert request.done()
-        if how == "is cancelled":
-            assert request.cancelled()
-        else:
-            error = request.exception()
-            expected = ClientLeftError if how == "leaves" else RequestError
-            assert isinstance(error, expected)
-        release()
-        await asyncio.get_running_loop().run_in_executor(executor, ran.append, "next")
-
-    asyncio.run(main())
+    left = asyncio.Event()
+    deadline = 0.0 if how == "is late" else 60.0
+    request = asyncio.create_task(ending(executor, ran, left, deadline))
+    await asyncio.sleep(0)
+    if how == "leaves":
+        left.set()
+    elif how == "is cancelled":
+        request.cancel()
+    await asyncio.wait((request,), timeout=30)
+    assert request.done()
+    if how == "is cancelled":
+        assert request.cancelled()
+    else:
+        error = request.exception()
+        expected = ClientLeftError if how == "leaves" else RequestError
+        assert isinstance(error, expected)
+    release()
+    await asyncio.get_running_loop().run_in_executor(executor, ran.append, "next")
     assert ran == ["next"]
 
 
-def test_work_that_is_done_is_given(
+async def test_work_that_is_done_is_given(
     busy: tuple[ThreadPoolExecutor, Callable[[], None]],
 ) -> None:
     """Its result, or its own error."""
     executor, release = busy
     release()
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        cancellation = Cancellation(loop.create_future(), loop.time() + 60)  # it never comes
-        assert await cancellation.wait(loop.run_in_executor(executor, int, "7")) == 7
-        with pytest.raises(ValueError, match="seven"):
-            await cancellation.wait(loop.run_in_executor(executor, int, "seven"))
-        cancellation.end()
-
-    asyncio.run(main())
+    loop = asyncio.get_running_loop()
+    cancellation = Cancellation(loop.create_future(), loop.time() + 60)  # it never comes
+    assert await cancellation.wait(loop.run_in_executor(executor, int, "7")) == 7
+    with pytest.raises(ValueError, match="seven"):
+        await cancellation.wait(loop.run_in_executor(executor, int, "seven"))
+    cancellation.end()

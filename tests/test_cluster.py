@@ -27,6 +27,8 @@ from embedserve.model.loading import load_model
 from embedserve.model.registry import ModelRegistry
 from tests.conftest import run_python
 
+pytestmark = pytest.mark.anyio
+
 JSON = [(b"content-type", b"application/json")]
 NAMES = ["tiny", "matryoshka", "query-2"]
 ALIAS = Alias("query-2", "matryoshka", "query", 2)
@@ -304,7 +306,7 @@ class TestFront:
         assert "matryoshka" in answer.json()["error"]["message"]
 
 
-def test_cancelled_is_a_client_that_left(tiny_artifacts: Path) -> None:
+async def test_cancelled_is_a_client_that_left(tiny_artifacts: Path) -> None:
     """A cancelled request ends in the engine as one whose client has closed its connection."""
     metrics = Metrics()
     model = load_model(ModelSpec("tiny"), tiny_artifacts / "tiny", "cpu")[0]
@@ -312,17 +314,14 @@ def test_cancelled_is_a_client_that_left(tiny_artifacts: Path) -> None:
     app = create_app(Settings(access_log=False), registry, lanes=1, metrics=metrics)
     body = json.dumps({"input": ["a b c d"] * 2000, "truncate": "end"}).encode()
 
-    async def run() -> None:
-        task = asyncio.ensure_future(
-            exchange.answer(app, Request("POST", "/v1/embeddings", JSON, body))
-        )
-        while not metrics.of("tiny").requests_in_flight._value.get():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(run())
+    task = asyncio.ensure_future(
+        exchange.answer(app, Request("POST", "/v1/embeddings", JSON, body))
+    )
+    while not metrics.of("tiny").requests_in_flight._value.get():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert metrics.of("tiny").requests["cancelled"]._value.get() == 1
     assert metrics.of("tiny").requests_in_flight._value.get() == 0
 

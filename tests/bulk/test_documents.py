@@ -34,7 +34,9 @@ def test_formats() -> None:
 
 def test_ways_of_shipping() -> None:
     """Each way, the default first."""
-    named = [re.findall(r"`([\w-]+)`", row[0])[0] for row in table("| `--artifacts-by` | what happens")]
+    named = [
+        re.findall(r"`([\w-]+)`", row[0])[0] for row in table("| `--artifacts-by` | what happens")
+    ]
     assert set(named) == set(SHIPPING)
     assert embed.COMMAND.options["--artifacts-by"]["default"] == named[0]
 

@@ -20,6 +20,8 @@ from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import HOST, Connection, connected, get, post
 from tests.faults.watched import descriptors, resident
 
+pytestmark = pytest.mark.anyio
+
 LEAVING = 100
 SLOW = 500
 IDLE = 5000
@@ -46,7 +48,7 @@ async def settle(connection: Connection, wanted: Callable[[dict[str, float]], bo
     return time.perf_counter() - start
 
 
-def test_clients_that_leave_while_queued_are_never_computed(start: Start) -> None:
+async def test_clients_that_leave_while_queued_are_never_computed(start: Start) -> None:
     """100 requests behind a long one, all closed: none of their texts runs; gauges at 0 in 1 s."""
     # One pass of a second or so: none of theirs comes between.
     flags = ("--model", MINILM, "--lanes", "1", "--tokens-per-pass", "20000")
@@ -57,32 +59,27 @@ def test_clients_that_leave_while_queued_are_never_computed(start: Start) -> Non
     long = [f"{i} " + "word " * 250 for i in range(60)]
     words = [f"text number {i} of those who leave" for i in range(LEAVING)]
 
-    async def main() -> None:
-        async with connected(port_of(server)) as watch, connected(port_of(server)) as busy:
-            stays = asyncio.create_task(busy.ask(post({"model": MINILM, "input": long})))
-            await settle(watch, lambda now: now[running] == 1 and now[pass_began] == 1)
-            async with AsyncExitStack() as stack:
-                leaving = [
-                    await stack.enter_async_context(connected(port_of(server))) for _ in words
-                ]
-                asking = [
-                    asyncio.create_task(client.ask(post({"model": MINILM, "input": [word] * 3})))
-                    for client, word in zip(leaving, words, strict=True)
-                ]
-                await settle(watch, lambda now: now[running] == 1 + LEAVING)
-            seconds = await settle(watch, lambda now: now[running] <= 1)
-            await asyncio.gather(*asking, return_exceptions=True)
-            assert (await stays).status == 200
-            done = await settle(watch, lambda now: now[running] == now[waiting] == 0)
-            found = await metrics(watch)
-            cancelled = f'embedserve_requests_total{{model="{MINILM}",outcome="cancelled"}}'
-            assert found[cancelled] == LEAVING
-            assert found[f"embedserve_batch_size_sum{label}"] == len(long)
-            assert found["embedserve_pending_bytes"] == 0
-            assert max(seconds, done) <= 1
-            print(f"{LEAVING} left: gauges back in {seconds * 1e3:.0f} ms")
-
-    asyncio.run(main())
+    async with connected(port_of(server)) as watch, connected(port_of(server)) as busy:
+        stays = asyncio.create_task(busy.ask(post({"model": MINILM, "input": long})))
+        await settle(watch, lambda now: now[running] == 1 and now[pass_began] == 1)
+        async with AsyncExitStack() as stack:
+            leaving = [await stack.enter_async_context(connected(port_of(server))) for _ in words]
+            asking = [
+                asyncio.create_task(client.ask(post({"model": MINILM, "input": [word] * 3})))
+                for client, word in zip(leaving, words, strict=True)
+            ]
+            await settle(watch, lambda now: now[running] == 1 + LEAVING)
+        seconds = await settle(watch, lambda now: now[running] <= 1)
+        await asyncio.gather(*asking, return_exceptions=True)
+        assert (await stays).status == 200
+        done = await settle(watch, lambda now: now[running] == now[waiting] == 0)
+        found = await metrics(watch)
+        cancelled = f'embedserve_requests_total{{model="{MINILM}",outcome="cancelled"}}'
+        assert found[cancelled] == LEAVING
+        assert found[f"embedserve_batch_size_sum{label}"] == len(long)
+        assert found["embedserve_pending_bytes"] == 0
+        assert max(seconds, done) <= 1
+        print(f"{LEAVING} left: gauges back in {seconds * 1e3:.0f} ms")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +143,7 @@ async def seconds_to_close(halves: list[Half]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_slow_and_idle_clients(server: Server, tmp_path: Path) -> None:
+async def test_slow_and_idle_clients(server: Server, tmp_path: Path) -> None:
     """500 slow heads, 500 stalled bodies, 5,000 idle: closed on time, or held at 5 KB each."""
     port = port_of(server)
     head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -154,35 +151,32 @@ def test_slow_and_idle_clients(server: Server, tmp_path: Path) -> None:
     bodies = tmp_path / "bodies"
     bodies.write_bytes(TINY.partition(b"\r\n\r\n")[2])
 
-    async def main() -> None:
-        calm = await good(port, 5, bodies)
-        before, open_before = resident(pid), descriptors(pid)
-        async with half_open(port, TINY, IDLE) as idle:
-            for reader, _ in idle:
-                await reader.readuntil(b"\r\n\r\n")
-            held = (resident(pid) - before) / IDLE
-            async with (
-                half_open(port, head, SLOW) as heads,
-                half_open(port, head + b"content-length: 100\r\n\r\n{", SLOW) as stalled,
-            ):
-                late_heads, late_bodies, disturbed = await asyncio.gather(
-                    seconds_to_close(heads),
-                    seconds_to_close(stalled),
-                    good(port, HEAD_SECONDS + 3, bodies),
-                )
-            print(
-                f"heads closed after {max(late_heads):.1f} s, bodies {max(late_bodies):.1f} s; "
-                f"idle {held:.0f} bytes each; a good one's p95 {calm * 1e3:.2f}, then "
-                f"{disturbed * 1e3:.2f} ms"
+    calm = await good(port, 5, bodies)
+    before, open_before = resident(pid), descriptors(pid)
+    async with half_open(port, TINY, IDLE) as idle:
+        for reader, _ in idle:
+            await reader.readuntil(b"\r\n\r\n")
+        held = (resident(pid) - before) / IDLE
+        async with (
+            half_open(port, head, SLOW) as heads,
+            half_open(port, head + b"content-length: 100\r\n\r\n{", SLOW) as stalled,
+        ):
+            late_heads, late_bodies, disturbed = await asyncio.gather(
+                seconds_to_close(heads),
+                seconds_to_close(stalled),
+                good(port, HEAD_SECONDS + 3, bodies),
             )
-            assert max(late_heads) <= HEAD_SECONDS + LINGER_SECONDS + 1
-            assert max(late_bodies) <= 3 + LINGER_SECONDS + 1
-            assert held <= 5_000
-            assert disturbed <= 1.5 * calm
-        async with connected(port) as connection:
-            await settle(connection, lambda _: descriptors(pid) <= open_before + 1)
-
-    asyncio.run(main())
+        print(
+            f"heads closed after {max(late_heads):.1f} s, bodies {max(late_bodies):.1f} s; "
+            f"idle {held:.0f} bytes each; a good one's p95 {calm * 1e3:.2f}, then "
+            f"{disturbed * 1e3:.2f} ms"
+        )
+        assert max(late_heads) <= HEAD_SECONDS + LINGER_SECONDS + 1
+        assert max(late_bodies) <= 3 + LINGER_SECONDS + 1
+        assert held <= 5_000
+        assert disturbed <= 1.5 * calm
+    async with connected(port) as connection:
+        await settle(connection, lambda _: descriptors(pid) <= open_before + 1)
 
 
 async def flood(port: int, sent: bytes, piece: bytes, most: int) -> tuple[bytes, int]:
@@ -239,18 +233,16 @@ FLOODS: dict[str, tuple[bytes, bytes, int, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_floods_are_refused_at_the_limit(server: Server, kind: str) -> None:
+async def test_floods_are_refused_at_the_limit(server: Server, kind: str) -> None:
     """Ten at once: the error can be read, and memory is within 20 MB of before."""
     sent, piece, status, code = FLOODS[kind]
     port, pid = port_of(server), server.process.pid
     limit = 34 * MB if kind == "endless chunks" else 0
-    asyncio.run(flood(port, sent, piece, 100 * MB))  # once, for what is allocated once
+    await flood(port, sent, piece, 100 * MB)  # once, for what is allocated once
     before = resident(pid)
 
-    async def main() -> list[tuple[bytes, int]]:
-        return await asyncio.gather(*(flood(port, sent, piece, 100 * MB) for _ in range(10)))
-
-    for said, taken in asyncio.run(main()):
+    floods = (flood(port, sent, piece, 100 * MB) for _ in range(10))
+    for said, taken in await asyncio.gather(*floods):
         found = int(said[9:12] or b"0")
         # Bodies without end shut out one another: 429, and 408 for one that is slow meanwhile.
         assert found == status or (kind == "endless chunks" and found in (408, 429)), said[:100]
@@ -258,59 +250,49 @@ def test_floods_are_refused_at_the_limit(server: Server, kind: str) -> None:
         error = json.loads(said.partition(b"\r\n\r\n")[2])["error"]
         assert error["message"]
         assert taken <= limit + 16 * MB  # what the kernel's buffers took besides
-
-    async def memory_is_back() -> None:
-        async with connected(port) as connection:
-            await settle(connection, lambda _: resident(pid) - before <= 20 * MB)
-
-    asyncio.run(memory_is_back())
+    async with connected(port) as connection:
+        await settle(connection, lambda _: resident(pid) - before <= 20 * MB)
     assert server.embed(model="tiny", input="a b c").status_code == 200
 
 
-def test_half_a_request_and_gone(server: Server) -> None:
+async def test_half_a_request_and_gone(server: Server) -> None:
     """Clients that leave in the middle of anything: nothing of them stays."""
     pid = server.process.pid
     cuts = [TINY[:n] for n in range(1, len(TINY), 7)]
 
-    async def main() -> None:
-        async with connected(port_of(server)) as connection:
-            await connection.ask(TINY)
-            before = descriptors(pid)
-            for cut in cuts:
-                _, writer = await asyncio.open_connection(HOST, port_of(server))
-                writer.write(cut)
-                writer.transport.abort()
-            await settle(connection, lambda _: descriptors(pid) <= before)
-            assert (await metrics(connection))["embedserve_pending_bytes"] == 0
-            assert (await connection.ask(TINY)).status == 200
-
-    asyncio.run(main())
+    async with connected(port_of(server)) as connection:
+        await connection.ask(TINY)
+        before = descriptors(pid)
+        for cut in cuts:
+            _, writer = await asyncio.open_connection(HOST, port_of(server))
+            writer.write(cut)
+            writer.transport.abort()
+        await settle(connection, lambda _: descriptors(pid) <= before)
+        assert (await metrics(connection))["embedserve_pending_bytes"] == 0
+        assert (await connection.ask(TINY)).status == 200
 
 
-def test_a_client_that_does_not_read_is_counted_until_it_has(start: Start) -> None:
+async def test_a_client_that_does_not_read_is_counted_until_it_has(start: Start) -> None:
     """Answers that nobody takes are held within max_pending_mb: others get 429, then their turn."""
     server = start(
         ROOT / "models.toml", ROOT / "artifacts", "--model", MINILM, "--max-pending-mb", "8"
     )
     request = post({"model": MINILM, "input": [f"{i} words" for i in range(800)]})
 
-    async def main() -> None:
-        async with connected(port_of(server)) as watch, AsyncExitStack() as stack:
-            # 800 x 384 as JSON is 4 MB: more than the kernel's buffers take.
-            silent = await stack.enter_async_context(half_open(port_of(server), request, 1))
-            held = "embedserve_pending_bytes"
-            await settle(watch, lambda now: now[held] > 0 and _in_flight(now) == 0)
-            refused = await watch.ask(request)
-            assert (refused.status, b"queue_full" in refused.body) == (429, True)
-            reader = silent[0][0]
-            await reader.readuntil(b"\r\n\r\n")
-            reading = asyncio.create_task(reader.read())
-            async with connected(port_of(server)) as again:
-                await settle(again, lambda now: now[held] == 0)
-                assert (await again.ask(request)).status == 200
-            reading.cancel()
-
-    asyncio.run(main())
+    async with connected(port_of(server)) as watch, AsyncExitStack() as stack:
+        # 800 x 384 as JSON is 4 MB: more than the kernel's buffers take.
+        silent = await stack.enter_async_context(half_open(port_of(server), request, 1))
+        held = "embedserve_pending_bytes"
+        await settle(watch, lambda now: now[held] > 0 and _in_flight(now) == 0)
+        refused = await watch.ask(request)
+        assert (refused.status, b"queue_full" in refused.body) == (429, True)
+        reader = silent[0][0]
+        await reader.readuntil(b"\r\n\r\n")
+        reading = asyncio.create_task(reader.read())
+        async with connected(port_of(server)) as again:
+            await settle(again, lambda now: now[held] == 0)
+            assert (await again.ask(request)).status == 200
+        reading.cancel()
 
 
 def _in_flight(now: dict[str, float]) -> float:
