@@ -25,8 +25,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=unused)
     for name in SOURCES:
         shutil.copy(ROOT / name, source)
-    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
-    subprocess.run(build, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    words = ("-m", "build", "--no-isolation", "--outdir", str(folder), str(source))
+    subprocess.run([sys.executable, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return folder
 
 
@@ -34,9 +34,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(request: pytest.FixtureRequest, built: Path, tmp_path: Path) -> Path:
     """A folder in which it is installed."""
     (package,) = built.glob(request.param)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    flags = ["--no-deps", "--no-build-isolation", "--target", tmp_path / "installed"]
-    subprocess.run([*pip, *flags, package], check=True, cwd=tmp_path)
+    install = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    flags = ("--no-deps", "--no-build-isolation", "--target", str(tmp_path / "installed"))
+    subprocess.run([sys.executable, *install, *flags, package], check=True, cwd=tmp_path)
     return tmp_path / "installed"
 
 
