@@ -2,12 +2,12 @@
 
 import sys
 
-# As in embedserve/__main__.py: no modules of a working directory that this package is not in.
+# As in embedserve/__main__.py: import nothing from a working directory that is not the project.
 _is_started = __name__ == "__main__" and not sys.flags.safe_path
 if _is_started and sys.path[0] != __file__.rpartition("/export/")[0]:
     del sys.path[0]
 
-from export.cli import main  # noqa: E402  # the path first
+from export.cli import main  # noqa: E402  # after the path
 
 if __name__ == "__main__":
     sys.exit(main())

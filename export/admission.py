@@ -1,4 +1,4 @@
-"""What can be refused before the weights are downloaded: by names of files and two small ones."""
+"""Refuses models before their weights are downloaded, by file names and two small files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def folders(model: str, names: Collection[str], read_json: ReadJson) -> tuple[st
     """Return the folders of the model's modules, the Transformer's first; "" is the root.
 
     `names` are the paths of the model's files, `read_json` reads one of them. StartupError (65)
-    for what is no sentence-transformers model or needs remote code.
+    if it is not a sentence-transformers model, or needs remote code.
     """
     if "modules.json" not in names:
         raise refused(
-            f"{model}: no modules.json, so no sentence-transformers model; load it with "
+            f"{model}: no modules.json: not a sentence-transformers model; load it with "
             "sentence-transformers, save it, and add it with --from DIR"
         )
     modules = read_json("modules.json")
@@ -39,7 +39,7 @@ def folders(model: str, names: Collection[str], read_json: ReadJson) -> tuple[st
 
 
 def only_pickle(names: Collection[str], folders: Collection[str]) -> str | None:
-    """The first file of weights, in the modules' folders, that is only there as a pickle."""
+    """The first weights file in the modules' folders that exists only as a pickle."""
     return next((pickle for folder in folders for pickle in _only_pickle(names, folder)), None)
 
 
@@ -56,8 +56,8 @@ def inside(folder: str, name: str) -> str:
 
 
 def _is_replaced(config: Json) -> bool:
-    """Whether a family computes what the code of such models computes."""
-    # With onnx, which the documentation's tests lack.
+    """Whether a family here replaces the code of such models."""
+    # Imported here: they need onnx, which the documentation's tests do not have.
     from export.families import jina_v3_adapters
     from export.families.registry import FAMILIES
 

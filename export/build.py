@@ -40,10 +40,10 @@ Progress = Callable[[str], None]
 # Locks, stages and records of exports, inside --out: renames stay on one file system.
 HOUSEKEEPING = ".export"
 
-# Raise it when the same files give another graph or tokenizer: artifacts are then made anew.
+# Raise it when the same files give another graph or tokenizer: artifacts are then made again.
 RECIPE = 5
 
-# What an artifact's directory has, its arrays (.npy) aside.
+# The files in an artifact's directory, besides its arrays (.npy).
 _FILES = (
     artifact.MANIFEST,
     artifact.GRAPH,
@@ -57,7 +57,7 @@ _FILES = (
 _STAGE, _VIEW = "stage", "view"
 _PLACES = (_VIEW, tasks.DIRECTORY, pickles.DIRECTORY)
 
-# Weights in float32 up to which graph and reference are made at the same time.
+# Up to this many bytes of weights in float32, graph and reference are made at the same time.
 TOGETHER_BYTES = 1_000_000_000
 
 
@@ -86,12 +86,12 @@ def export(
     nurseries: Nurseries,
     convert_pickle: bool = False,
 ) -> Result:
-    """Make out/NAME, or keep it when it is whole and made from the same source and wishes.
+    """Make out/NAME, or keep it if it is complete and made from the same source and wishes.
 
-    `convert_pickle`: weights that are only there as a pickle are converted (export/pickles.py).
+    `convert_pickle`: convert weights that exist only as a pickle (export/pickles.py).
 
-    Publishes a verified artifact by rename or nothing at all. StartupError otherwise; 73 when
-    `out` cannot be written, saying whether the new artifact is in its place.
+    Publishes a verified artifact by a rename, or nothing at all. StartupError if that fails; 73 if
+    `out` cannot be written, saying whether the new artifact was published.
     """
     start = time.monotonic()
     memory.forget_peak()
@@ -104,7 +104,7 @@ def export(
             with _scratch(home) as scratch:
                 result = _make(spec, scratch, from_dir, progress, nurseries, convert_pickle)
                 _publish(scratch / _STAGE / spec.name, out / spec.name, scratch)
-                outcome = "the new artifact is in its place"
+                outcome = "the new artifact was published"
                 atomic_write.sync(out)
             _write_record(home, result.wishes)
             seconds = time.monotonic() - start
@@ -186,7 +186,7 @@ def _make_from(
 
 @contextlib.contextmanager
 def _named_after(source: Source, scratch: Path) -> Iterator[None]:
-    """Name the source in errors, and not a directory of `scratch`: that one goes with the run."""
+    """Name the source in errors, not a directory of `scratch`, which is removed after the run."""
     from_scratch = source.directory.is_relative_to(scratch)
     name = source.origin if from_scratch else str(source.directory)
     try:
@@ -195,13 +195,13 @@ def _named_after(source: Source, scratch: Path) -> Iterator[None]:
         message = str(error)
         for place in (*_PLACES, source.directory.name if from_scratch else ""):
             message = message.replace(str(scratch / place), name) if place else message
-        if message.startswith("config.json: "):  # a family knows the file, and not where it is
+        if message.startswith("config.json: "):  # a family does not know the directory
             message = f"{name}/{message}"
         raise StartupError(message, error.status) from error
 
 
 def _viewed(directory: Path, found: Facts, scratch: Path) -> tuple[Path, Facts]:
-    """The model and its facts with the files in place that today's libraries must see."""
+    """The model and its facts, with files replaced that today's libraries must see otherwise."""
     viewed = view.make(directory, scratch / _VIEW, found.replaced)
     root = viewed / found.directory.relative_to(directory)
     return viewed, replace(found, directory=root)
@@ -210,7 +210,7 @@ def _viewed(directory: Path, found: Facts, scratch: Path) -> tuple[Path, Facts]:
 def _question(
     directory: Path, scratch: Path, found: Facts, cases: Sequence[Case], texts: Sequence[str]
 ) -> Question:
-    """What the reference is asked about a model."""
+    """The questions to the reference about a model."""
     place = scratch / "reference"
     place.mkdir()
     return Question(
@@ -233,7 +233,7 @@ def _graph_and_answers(
     spec: ModelSpec,
     nurseries: Nurseries,
 ) -> tuple[Graph, Answers]:
-    """Run both processes: at once where both fit into memory."""
+    """Run both processes, at the same time if both fit into memory."""
     from export import graph
 
     place = scratch / "graph"
@@ -267,8 +267,8 @@ def _manifest(
         matryoshka=found.matryoshka,
         prompts=dict(found.prompts),
         default_prompt_name=found.default_prompt_name,
-        # After the text whatever the tokenizer's own side: a text's positions are then those it
-        # has alone, and every pooling mode finds its first and last token by the mask.
+        # Whatever the tokenizer's own side is: a text's positions are then the same as when it is
+        # alone, and every pooling mode finds its first and last token by the mask.
         padding_side="right",
         pad_token_id=found.pad_token_id,
         precision=spec.precision,
@@ -305,11 +305,11 @@ def _created() -> str:
         ) from None
 
 
-# -- kept or made anew -------------------------------------------------------------------------
+# -- kept or made again ------------------------------------------------------------------------
 
 
 def _wishes(spec: ModelSpec) -> dict[str, Any]:
-    """All of a table of models.toml that goes into an artifact, as JSON gives it back."""
+    """All keys of a model's table that change its artifact, as they come back from JSON."""
     values = {
         "repository": spec.repository,
         "revision": spec.revision,
@@ -328,10 +328,10 @@ def _wishes(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _up_to_date(spec: ModelSpec, out: Path, from_dir: Path | None) -> Manifest | None:
-    """Return the artifact's manifest when it is whole, and made from these files and wishes.
+    """Return the manifest of a complete artifact made from these files and wishes, else None.
 
-    The record beside the artifact says from what it was made; one that belongs to another
-    artifact, or none, means that nobody knows.
+    The record beside the artifact says what it was made from. If there is none, or it belongs to
+    another artifact, the result is None.
     """
     directory = out / spec.name
     try:
@@ -351,7 +351,7 @@ def _up_to_date(spec: ModelSpec, out: Path, from_dir: Path | None) -> Manifest |
 
 
 def _write_record(home: Path, record: Mapping[str, Any]) -> None:
-    """Say what the published artifact was made from. Lost in a crash: it is made once more."""
+    """Record what the artifact was made from. If a crash loses it, the next run exports again."""
     path = home / "record.json"
     text = json.dumps(record, indent=1) + "\n"
     atomic_write.write(path, path.with_suffix(".new"), lambda file: file.write(text.encode()))
@@ -366,7 +366,7 @@ def _home(out: Path, spec: ModelSpec) -> Path:
 
 @contextlib.contextmanager
 def _locked(home: Path, progress: Progress) -> Iterator[Path]:
-    """Hold the lock of one model's exports into one directory, and clear what dead runs left."""
+    """Lock the exports of one model into one directory, and remove what dead runs left."""
     home.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(home / "lock", flags, 0o666), "rb") as lock:
@@ -382,7 +382,7 @@ def _locked(home: Path, progress: Progress) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _scratch(home: Path) -> Iterator[Path]:
-    """A directory that goes with the run, also for what the libraries put aside meanwhile.
+    """A directory that is removed after the run; temporary files of the libraries go there, too.
 
     In the system's own temporary directory a killed run would leave copies of the weights.
     """
@@ -396,23 +396,23 @@ def _scratch(home: Path) -> Iterator[Path]:
 
 
 def _check_place(final: Path) -> None:
-    """Refuse to take the place of a directory that is no artifact: it would be removed."""
+    """Refuse to replace a directory that is not an artifact: it would be removed."""
     if not final.is_dir() or final.is_symlink():
         return
     for path in sorted(final.iterdir()):
         if path.name not in _FILES and path.suffix != ".npy":
             raise StartupError(
-                f"{path}: is no file of an artifact, and an export would remove it; move it away, "
-                "or give another --out",
+                f"{path}: is not a file of an artifact, and an export would remove it; move it "
+                "away, or give another --out",
                 Exit.CANTCREAT,
             )
 
 
 def _publish(stage: Path, final: Path, scratch: Path) -> None:
-    """Put `stage` in the place of `final`: a reader finds the old one or the new one, whole.
+    """Replace `final` by `stage`: a reader finds the old or the new artifact, and all of it.
 
-    Killed before it: the next run clears the stage; after it: the next run clears the old one.
-    Where two directories cannot be exchanged, one killed between two renames leaves none.
+    If the run is killed, the next one removes the stage or the old artifact. If the file system
+    cannot exchange two directories, a kill between the two renames leaves no artifact.
     """
     for path in (*stage.iterdir(), stage):
         atomic_write.sync(path)
@@ -431,7 +431,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def _exchanged(a: Path, b: Path) -> bool:
-    """Exchange `a` and `b` in one step; False where the system or the file system cannot."""
+    """Exchange `a` and `b` in one step; False if the system or the file system cannot."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except AttributeError:
@@ -451,7 +451,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _translated(error: Exception, out: Path, outcome: str) -> Exception:
-    """Turn a file system's error, from whichever library, into one line; leave the others."""
+    """Turn a file system's error, whichever library raised it, into one line; keep all others."""
     for cause in _causes(error):
         number = _full(cause)
         if number is None and cause is error and isinstance(cause, OSError):
@@ -463,7 +463,7 @@ def _translated(error: Exception, out: Path, outcome: str) -> Exception:
 
 
 def _place(error: BaseException, out: Path) -> Path:
-    """Return the path that the error names: one below `out` first, `out` when there is none."""
+    """Return the path that the error names, one below `out` if possible; `out` if it names none."""
     names = [getattr(error, key, None) for key in ("filename", "filename2")]
     paths = [Path(os.fsdecode(name)) for name in names if isinstance(name, str | bytes)]
     paths = [path for path in paths if path.name != str(path)]  # rmtree has bare names
@@ -477,7 +477,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _full(error: BaseException) -> int | None:
-    """Return which of _FULL it is; onnxruntime and torch write in C++ and say it only in words."""
+    """Return which of _FULL it is. onnxruntime and torch write in C++: only their text says it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _FULL else None
     return next((number for number in _FULL if os.strerror(number) in str(error)), None)

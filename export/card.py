@@ -1,4 +1,4 @@
-"""What a new table says beyond the source: the catalogue's facts, where the files have none."""
+"""What a new table says beyond the source: the catalogue's facts, if the files have none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AFTER_POOLING = ("Dense", "LayerNorm", "Normalize")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One key of the table: its value, None where it is not written, and in words from where."""
+    """One key of the table: its value (None: not written), and where it comes from, in words."""
 
     key: str
     value: Any
@@ -26,15 +26,15 @@ class Decision:
 
 
 def decide(directory: Path, entry: CatalogueEntry | None, task: str | None) -> tuple[Decision, ...]:
-    """Decide every key that a card may say; the files' own statements come first."""
+    """Decide every key that a card may give; what the files say comes first."""
     return tuple(_decisions(directory, entry or CatalogueEntry("", "", read=False), task))
 
 
 def choose_task(model: str, entry: CatalogueEntry | None, task: str | None) -> str | None:
-    """Return the task; StartupError (64) where a model has several and none of them is given."""
+    """Return the task. StartupError (64) if the model has several and `task` is not one of them."""
     tasks = entry.tasks if entry else ()
     if tasks and task not in tasks:
-        given = "none is given" if task is None else f"{task!r} is none of them"
+        given = "none is given" if task is None else f"{task!r} is not one of them"
         raise StartupError(
             f"{model}: has the tasks {', '.join(tasks)}, and {given}; --task TASK", Exit.USAGE
         )

@@ -26,9 +26,9 @@ _PAGE = re.compile(r"https://\S+")
 class CatalogueEntry:
     """One model: its shape (the kind of its files), and what its card says beyond them.
 
-    `page` is where the facts stand; `read` says whether its text was seen when the entry was
-    written. `tasks` are the names that a model with a task wants one of. None: the card adds
-    nothing. `note` says what is not confirmed, and what a reader must know.
+    `page` is the source of the facts; `read` says whether its text was seen when the entry was
+    written. `tasks` are the tasks that a user must choose one of. None: the card adds nothing.
+    `note` says what is not confirmed, and what a reader must know.
     """
 
     shape: str
@@ -44,17 +44,17 @@ class CatalogueEntry:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Entries by hub id, and the reasons of models that are known not to work."""
+    """Entries by hub id, and the reasons why some models are known not to work."""
 
     models: Mapping[str, CatalogueEntry] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def entry(self, repository: str) -> CatalogueEntry | None:
-        """The entry of a hub id, in whatever case it is written: the hub ignores case."""
+        """The entry of a hub id. Like the hub, ignores upper and lower case."""
         return _find(self.models, repository)
 
     def reason(self, repository: str) -> str | None:
-        """Why a model is known not to work; None when nothing is known against it."""
+        """Why a model is known not to work, or None."""
         return _find(self.refused, repository)
 
 
@@ -78,7 +78,7 @@ def read(path: Path = PATH) -> Catalogue:
     )
     for name in models:
         if catalogue.reason(name) is not None:
-            raise StartupError(f"{path}: [models.{name}] is in [refused] as well; in one of them")
+            raise StartupError(f"{path}: [models.{name}] is in [refused] as well; remove one")
     return catalogue
 
 
@@ -118,7 +118,7 @@ def _reason(name: str, table: Mapping[str, Any], path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """What one key of an entry accepts, in words and as a check, and how it is kept."""
+    """What one key of an entry accepts, in words and as a check, and how it is stored."""
 
     accepted: str
     accepts: Callable[[Any], bool]

@@ -1,15 +1,15 @@
-"""How long the longest text may be that reference and artifact are compared on: memory and time."""
+"""How long the longest compared text may be, given the memory and the time it takes."""
 
 from __future__ import annotations
 
 from export import memory
 from export.facts import Facts
 
-# Always compared, whatever it takes: a pass of the server's batches.
+# A model's limit up to this many tokens is always compared in full, whatever it takes.
 _LEAST = 512
 
-# Operations that the longest text may take in the reference: 2 minutes on the two cores where it
-# was measured (150 GFLOP/s).
+# Operations that the longest text may take in the reference: 2 minutes on the two cores that it
+# was measured on (150 GFLOP/s).
 _OPERATIONS = 2e13
 
 # Bytes for each token and component of the hidden states: those of a layer's feed-forward part, of
@@ -30,7 +30,7 @@ def longest(facts: Facts, available: int | None = None) -> int:
 
 
 def _fits(facts: Facts, tokens: int, available: int) -> bool:
-    # Two operations for each weight and token; attention's part grows with the square.
+    # Two operations for each weight and token; attention grows with the square of the tokens.
     layers = max(1, facts.weight_bytes // (4 * 12 * facts.hidden_size**2))
     operations = facts.weight_bytes / 2 * tokens + 4.0 * layers * tokens**2 * facts.hidden_size
     needed = 2 * facts.weight_bytes + tokens * facts.hidden_size * _BYTES_PER_COMPONENT

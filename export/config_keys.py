@@ -10,9 +10,9 @@ from export.files import Json, refused
 
 _HEAD = "belongs to a head; hidden states are the base model's"
 _GENERATION = "belongs to generating text"
-_TRAINING = "acts in training alone"
+_TRAINING = "is used in training only"
 _RECORD = "says who wrote the file, or how"
-_OUTPUT = "says what more to return; the last hidden state is the same"
+_OUTPUT = "asks for more outputs; the last hidden state is the same"
 _IDS = "names a special token's id; the tokenizer's files say which ids a text has"
 _PRECISION = "says how weights are stored; they are widened to float32, which is exact"
 
@@ -54,7 +54,7 @@ COMMON: Mapping[str, str] = {
     "mask_token_id": _IDS,
     "unk_token_id": _IDS,
     "decoder_start_token_id": _GENERATION,
-    # transformers before 3 and whoever called to_dict wrote all of them down.
+    # transformers before 3 saved all of these, and so does a saved to_dict().
     **dict.fromkeys(
         (
             "bad_words_ids",
@@ -96,7 +96,7 @@ COMMON: Mapping[str, str] = {
     "max_position_embeddings": "a limit; the limit of a text is read and compared on its own",
 }
 
-# Keys of every configuration that would change vectors with any other value.
+# Keys of every configuration. Any other value would change vectors.
 COMMON_VALUES: Keys = {
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),

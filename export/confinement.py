@@ -1,7 +1,7 @@
-"""A process that can reach nothing: no network, no file to write, no other program, few resources.
+"""Confines a process: no network, no file to write, no other program, limited resources.
 
-The kernel's own means (seccomp, Landlock: `man 2 seccomp`, `man 7 landlock`), which need no rights
-and hold for root as well. A list says what may still be called; all else fails with EPERM.
+Uses the kernel's seccomp and Landlock (`man 2 seccomp`, `man 7 landlock`), which need no privileges
+and bind root as well. Only listed system calls are allowed; all others fail with EPERM.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# name -> numbers on x86-64 and aarch64 (linux: asm/unistd_64.h, asm-generic/unistd.h); None: not
-# there. Memory, reading, writing to what is open already, and the end.
+# name -> numbers on x86-64 and aarch64 (linux: asm/unistd_64.h, asm-generic/unistd.h); None: no
+# such call. For memory, reading, writing to open files, and exiting.
 _ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "read": (0, 63),
     "write": (1, 64),
@@ -53,7 +53,7 @@ _ALLOWED: Mapping[str, tuple[int | None, int | None]] = {
     "getrandom": (318, 278),
     "statx": (332, 291),
 }
-# Opening: only to read. The number, and which argument has the flags.
+# Opening, only to read: the call's number, and which argument has the flags.
 _OPENING: Mapping[str, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
     "open": ((2, 1), None),
     "openat": ((257, 2), (56, 2)),
@@ -79,15 +79,15 @@ _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 
 
 class UnavailableError(Exception):
-    """This system does not give the confinement: why."""
+    """Why this system cannot confine a process."""
 
 
 def confine(readable: Path, memory: int, cpu_seconds: int, written: int) -> None:
-    """Confine this process, all of its threads, until it ends.
+    """Confine this process, with all its threads, until it ends.
 
-    It may read `readable` and what it has open, take `memory` bytes more, and write files of at
-    most `written` bytes that are open already. UnavailableError where the system does not give
-    it; the process must then end.
+    It may read `readable` and its open files, allocate `memory` bytes more, and write to open
+    files, which may have at most `written` bytes. UnavailableError if the system cannot do this;
+    the process must then end.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     architecture = _ARCHITECTURES.get(platform.machine())
@@ -125,7 +125,7 @@ def _limit(memory: int, cpu_seconds: int, written: int) -> None:
 
 
 def _filter(architecture: _Architecture) -> bytes:
-    """Return the filter in BPF: what is listed passes, all else is EPERM."""
+    """Return the filter in BPF: listed calls pass, all others fail with EPERM."""
     load, equal, any_bit, give = 0x20, 0x15, 0x45, 0x06
     allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
 
@@ -147,10 +147,10 @@ def _filter(architecture: _Architecture) -> bytes:
 
 
 def _prove() -> None:
-    """Try what must not work; a system may accept the filter and not apply it."""
+    """Try a forbidden call: a system may accept the filter but not apply it."""
     with contextlib.suppress(PermissionError):
         socket.socket().close()
-        raise UnavailableError("seccomp is accepted and not applied")
+        raise UnavailableError("seccomp is accepted but not applied")
 
 
 # -- Landlock ----------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ _READ_FILE, _ALL_OF_FIRST_VERSION = 1 << 2, (1 << 13) - 1
 
 
 def _restrict_reading(libc: ctypes.CDLL, readable: Path) -> None:
-    """Leave `readable` as the only file to open; where the kernel has no Landlock, all stay."""
+    """Allow only `readable` to be opened. A kernel without Landlock restricts nothing here."""
     rights = struct.pack("=Q", _ALL_OF_FIRST_VERSION)
     ruleset = libc.syscall(_CREATE_RULESET, rights, len(rights), 0)
     if ruleset < 0:

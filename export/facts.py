@@ -1,6 +1,6 @@
-"""What the files say: pooling, finishing, limit, prompts, dimension.
+"""What a model's files say: pooling, finishing, limit, prompts, dimension.
 
-What is not understood is refused with the file and the key, never guessed.
+Nothing is guessed: an unknown key or value is refused by file and key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from export.files import (
 )
 from export.modules import Finish
 
-# A missing model_max_length, as transformers writes it down.
+# From here on a model_max_length means none: transformers writes 1e30 where there is no limit.
 _NO_LIMIT = 10**9
 
 
@@ -40,11 +40,11 @@ _NO_LIMIT = 10**9
 class Facts:
     """All that a model's files, and the operator's wishes beside them, say about its vectors.
 
-    `directory` holds config.json, weights and tokenizer; hidden_size is that of its token
-    embeddings, dimension that of the final vector; max_tokens counts special tokens, and own_limit
-    is what it is without the wish for a lower one, None where sentence-transformers never cuts;
-    weight_bytes counts the weights in float32. `replaced` are files, by their path in the model,
-    that today's libraries must see otherwise.
+    `directory` holds config.json, weights and tokenizer. `hidden_size` is the size of its token
+    embeddings, `dimension` that of the final vector. `max_tokens` includes special tokens;
+    `own_limit` is the files' own limit, without the wish for a lower one, None if
+    sentence-transformers never truncates. `weight_bytes` is the size of the weights in float32.
+    `replaced` maps paths in the model to the content that today's libraries must see there.
     """
 
     directory: Path
@@ -105,7 +105,7 @@ def read(directory: Path, spec: ModelSpec) -> Facts:
 def _static(
     directory: Path, root: Path, following: Sequence[modules.Module], spec: ModelSpec
 ) -> Facts:
-    """The facts of static embeddings: the mean of rows, without a limit, of tokens alone."""
+    """The facts of static embeddings: the mean of the tokens' rows; no special tokens."""
     found = static_embedding.read(root)
     finishing, dimension = modules.finishing(directory, following, found.hidden_size)
     prompts, default_prompt_name = _prompts(directory / "config_sentence_transformers.json", spec)
@@ -143,7 +143,7 @@ def refuse_kernels() -> None:
 # -- config.json, sentence_bert_config.json, tokenizer_config.json -----------------------------
 
 
-# transformers 4.56 to 5.2 download and run what these name, where `kernels` is installed.
+# If `kernels` is installed, transformers 4.56 to 5.2 download and run what these name.
 _ATTENTION: Mapping[str, tuple[str | None, ...]] = {
     "_attn_implementation_internal": (None,),
     "_attn_implementation": (None, "eager", "sdpa"),
@@ -167,7 +167,7 @@ def _config(path: Path) -> tuple[Json, Json | None]:
 
 
 def _family(config: Json, path: Path) -> Family:
-    """The model's family. StartupError where none is known, or the files name code it lacks."""
+    """The model's family. StartupError if it is unknown, or does not replace the files' code."""
     kind = config.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if "auto_map" in config and not (family and family.auto_map):
@@ -274,7 +274,7 @@ def _with_wishes(finishing: tuple[Finish, ...], spec: ModelSpec) -> tuple[Finish
             f"modules.json already says {list(kinds)} after pooling; remove one of them",
             Exit.CONFIG,
         )
-    # torch's functional layer_norm without weights has eps 1e-5, as the cards use it.
+    # The cards call torch's functional layer_norm without weights; its default eps is 1e-5.
     steps: Mapping[str, Finish] = {
         "layer_norm": Finish("layer_norm", eps=1e-5, added=True),
         "normalize": Finish("normalize", added=True),
@@ -306,7 +306,7 @@ _MODEL_KEYS: Mapping[str, tuple[object, ...] | None] = {
 
 
 def _prompts(path: Path, spec: ModelSpec) -> tuple[dict[str, str], str | None]:
-    """Return the prompts and the default's name, from the file or, where it has none, the spec."""
+    """Return the prompts and the default's name, from the file, or the spec if it has none."""
     config: Json = load(path, dict) if path.exists() else {}
     check_keys(config, _MODEL_KEYS, path)
     declared = config.get("prompts") or {}
@@ -315,7 +315,7 @@ def _prompts(path: Path, spec: ModelSpec) -> tuple[dict[str, str], str | None]:
             raise refused(f"{path}: prompts.{name} = {prompt!r}; a string is accepted")
     prompts = {name: prompt or "" for name, prompt in declared.items()}
     if spec.prompts is not None:
-        # sentence-transformers 5 writes empty prompts where nobody has declared any.
+        # sentence-transformers 5 writes empty prompts when none were declared.
         if any(prompts.values()) and prompts != dict(spec.prompts):
             raise StartupError(
                 f"models.toml: [models.{spec.name}.prompts] differs from prompts in {path}; "

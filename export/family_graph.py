@@ -1,7 +1,7 @@
 """Files -> model.onnx, weights.bin by a family of export/families.
 
-Runs in a process of its own (export.steps). The configuration is read by today's transformers, so
-that what older and newer files call otherwise, or leave to a default, is one case.
+Runs in a process of its own (export.steps). Today's transformers reads the configuration, which
+resolves old key names and missing defaults.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(job: Json) -> Json:
     """Write out/model.onnx and weights.bin; return versions and the manifest's masked_up_to.
 
     The same files give the same bytes. StartupError (65) names a tensor or a key that is wrong,
-    before anything is written. Without "out" in the job that is all.
+    before anything is written. Without "out" in the job it only checks.
     """
     directory = Path(job["directory"])
     build = _builder(job["model_type"], directory)
@@ -52,7 +52,7 @@ def run(job: Json) -> Json:
 
 
 def _builder(model_type: str, directory: Path) -> Callable[[GraphBuilder, bool], Built]:
-    """What adds the nodes of the model in `directory`; True: by names and shapes alone."""
+    """Return what adds the nodes of the model in `directory`; True: from names and shapes only."""
     if model_type == static_embedding.KIND:
         return lambda graph, shapes_only: static_embedding.build(directory, graph)
     family, config = FAMILIES[model_type], _config(directory)
@@ -60,7 +60,7 @@ def _builder(model_type: str, directory: Path) -> Callable[[GraphBuilder, bool],
 
 
 def _check(built: Built, directory: Path, job: Json) -> None:
-    """Refuse another size than the pooling module's, and a limit past the learned positions."""
+    """Refuse a size that is not the pooling module's, and a limit past the learned positions."""
     if built.hidden_size != job["hidden_size"]:
         raise refused(
             f"{directory / 'config.json'}: token embeddings have {built.hidden_size} components; "
@@ -68,7 +68,7 @@ def _check(built: Built, directory: Path, job: Json) -> None:
         )
     if built.positions is not None and job["max_tokens"] > built.positions:
         raise refused(
-            f"{directory}: the limit is {job['max_tokens']} tokens, and the model has positions "
+            f"{directory}: the limit is {job['max_tokens']} tokens, but the model has positions "
             f"for {built.positions}; set max_tokens = {built.positions} in models.toml"
         )
 

@@ -1,4 +1,4 @@
-"""A model's JSON files, exact in keys and types: what is odd is refused, file and key named."""
+"""Reads a model's JSON files strictly: unknown keys and wrong types are refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def expect(found: int, expected: int, where: str) -> None:
 
 def inside(directory: Path, path: str) -> Path:
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise refused(f"{directory / 'modules.json'}: path = {path!r} leads out of the model")
+        raise refused(f"{directory / 'modules.json'}: path = {path!r} points outside the model")
     return directory / path
 
 
@@ -68,7 +68,7 @@ def refused(message: str) -> StartupError:
 
 
 def refuse_pickle(directory: Path) -> None:
-    """Refuse a module without safetensors: pickle runs code when it is read."""
+    """Refuse a module without safetensors: a pickle can run code when it is read."""
     if any((directory / name).is_file() for name in WEIGHTS):
         return
     pickles = [name for name in _PICKLES if (directory / name).exists()]
@@ -84,7 +84,7 @@ def has_pickle_alone(directory: Path) -> bool:
 
 
 def weight_bytes(directory: Path) -> int:
-    """How many bytes the weights of `directory` have in float32, by the headers of its files."""
+    """Bytes of the weights in `directory` as float32, from the headers of its files."""
     from safetensors import safe_open
 
     numbers = 0

@@ -1,4 +1,4 @@
-"""Who makes a model's graph: optimum or a family; and what there is to say about the result."""
+"""Has a model's graph made, by optimum or a family, and describes the result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from export.facts import Facts
 from export.families.registry import FAMILIES
 from export.steps import Nurseries, StepProcess
 
-# What optimum makes of these is fused whole, and artifacts made of them keep their fingerprint.
+# onnxruntime fuses optimum's graphs of these completely. A family's graph would change the
+# fingerprint of their artifacts.
 _OPTIMUM = frozenset(("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"))
 
-# Above either, a graph is a family's: a message of protobuf ends at 2 GiB, and optimum's attention
-# holds a (t, t) matrix for each head.
+# Above either, a family makes the graph: a protobuf message has at most 2 GiB, and optimum's
+# attention holds a (t, t) matrix for each head.
 _OPTIMUM_BYTES = 1_900_000_000
 _OPTIMUM_TOKENS = 512
 
@@ -48,7 +49,7 @@ def is_optimums(facts: Facts) -> bool:
 
 
 def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> StepProcess:
-    """Begin to write stage/model.onnx and weights.bin, in another process.
+    """Start writing stage/model.onnx and weights.bin, in another process.
 
     The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
     """
@@ -57,8 +58,8 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
         return nurseries.start(_FAMILY_STEP, job, scratch)
     if not steps.OPTIMUM.is_dir():
         raise StartupError(
-            f"{steps.OPTIMUM}: no such folder; it holds optimum and what it needs "
-            "(requirements/optimum.txt), and `make .venv-export/.installed` makes it",
+            f"{steps.OPTIMUM}: no such folder; it has optimum and what it needs "
+            "(requirements/optimum.txt); `make .venv-export/.installed` makes it",
             Exit.CONFIG,
         )
     family = FAMILIES[facts.model_type]
@@ -67,9 +68,9 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
 
 
 def check(facts: Facts, scratch: Path, nurseries: Nurseries) -> None:
-    """Look at the tensors' names and shapes and at the positions, as the family's graph would.
+    """Check the tensors' names and shapes and the positions, as the family's graph would.
 
-    For what optimum makes: a family's own step begins with it. StartupError (65).
+    Only for graphs by optimum: a family's own step begins with this. StartupError (65).
     """
     if is_optimums(facts):
         with nurseries.start(_FAMILY_STEP, _job(facts), scratch) as step:
@@ -86,7 +87,7 @@ def _job(facts: Facts) -> dict[str, Any]:
 
 
 def finish(step: StepProcess, facts: Facts, stage: Path, precision: str) -> Graph:
-    """Wait for the graph, in `precision`. StartupError (65) when the model cannot be exported."""
+    """Wait for the graph and convert it to `precision`. StartupError (65) if it cannot be made."""
     try:
         result = step.result()
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The hub, before a download: which commit, which files, and what its small files say."""
+"""Asks the hub before a download: which commit, which files, and what the small ones say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SECONDS = 20.0  # for an answer about a model
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A model at a commit: the name that the hub gives it, and path -> sha256 where it is known."""
+    """A model at a commit: the name that the hub gives it, and path -> sha256, None if unknown."""
 
     repository: str
     commit: str
@@ -47,7 +47,9 @@ def look_up(repository: str, revision: str | None) -> Listing:
         )
     commit = info.sha or ""
     if not _COMMIT.fullmatch(commit):
-        raise _unavailable(f"{repository}: the hub gives commit {commit!r}; 40 hexadecimal digits")
+        raise _unavailable(
+            f"{repository}: the hub gives commit {commit!r}; expected 40 hexadecimal digits"
+        )
     files = {f.rfilename: f.lfs.sha256 if f.lfs else None for f in info.siblings or ()}
     return Listing(info.id or repository, commit, MappingProxyType(files))
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """The installed versions of `names`, those that are there."""
+    """The versions of those of `names` that are installed."""
     found = {}
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
@@ -21,7 +21,7 @@ def versions(names: Sequence[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what the libraries say about their own future off the operator's screen."""
+    """Silence the libraries' warnings, such as deprecations."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Memory of this machine and this process, by the kernel's files below /proc."""
+"""Memory of this machine and this process, from the kernel's files below /proc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def available(root: Path = Path("/")) -> int:
 
 
 def forget_peak() -> None:
-    """Reset `peak`; where the system does not allow that, the old peak stays."""
+    """Reset `peak`; if the system does not allow that, the old peak stays."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

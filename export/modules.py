@@ -29,7 +29,7 @@ from export.files import (
 class Finish:
     """One step after pooling. dense: weight (o, i) and bias (o,); layer_norm: both (h,) or none.
 
-    `added`: the operator asks for it in models.toml, the files do not say it.
+    `added`: it comes from models.toml, not from the files.
     """
 
     kind: Literal["dense", "layer_norm", "normalize"]
@@ -52,7 +52,7 @@ class Module:
 
 
 def _class_paths(name: str, folder: str) -> tuple[str, ...]:
-    """How sentence-transformers has called a class in modules.json, 2.x first, 6.x last."""
+    """The names of a class in modules.json, from sentence-transformers 2.x to 6.x."""
     new = f"sentence_transformers.{folder}.modules"
     return (
         f"sentence_transformers.models.{name}",
@@ -179,7 +179,7 @@ def _dense(directory: Path, size: int) -> tuple[Finish, int]:
     if config.get("bias", True):
         shapes["linear.bias"] = (out,)
     weights = _weights(directory, shapes)
-    # Without the key sentence-transformers takes Tanh.
+    # Without the key sentence-transformers uses Tanh.
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     weight, bias = weights["linear.weight"], weights.get("linear.bias")
     return Finish("dense", activation=activation, weight=weight, bias=bias), out
@@ -191,7 +191,7 @@ def _layer_norm(directory: Path, size: int) -> tuple[Finish, int]:
     refuse_unknown(config, ("dimension",), str(path))
     expect(integer(config, "dimension", path), size, f"{path}: dimension")
     weights = _weights(directory, {"norm.weight": (size,), "norm.bias": (size,)})
-    # torch.nn.LayerNorm's default, which the module does not let one change.
+    # torch.nn.LayerNorm's default, which the module cannot change.
     step = Finish("layer_norm", eps=1e-5, weight=weights["norm.weight"], bias=weights["norm.bias"])
     return step, size
 
@@ -215,7 +215,7 @@ def _weights(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     """Read a module's safetensors as float32, exactly the tensors of `shapes`."""
     refuse_pickle(directory)
     path = directory / WEIGHTS[0]
-    from safetensors.torch import load_file  # numpy's reader knows no bfloat16
+    from safetensors.torch import load_file  # numpy's reader does not know bfloat16
 
     try:
         weights = {k: np.asarray(v.float().numpy(), np.float32) for k, v in load_file(path).items()}

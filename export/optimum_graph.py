@@ -33,7 +33,7 @@ LIBRARIES = ("optimum", "optimum-onnx", "transformers", "torch", "onnx", "onnxru
 # 2) find nothing more after those below, and would write a graph for the CPU only.
 _OPTIMIZATION_LEVEL = 1
 
-# Tensors that no hidden state depends on, and that transformers makes where the files have none.
+# Tensors that no hidden state depends on; transformers makes them if the files have none.
 _POOLER = r"pooler\..*"
 
 
@@ -85,9 +85,9 @@ def _trace(directory: Path, out: Path, job: Json) -> int:
 
 @contextlib.contextmanager
 def _blaming_the_model(directory: Path, but_the_disk: bool = False) -> Iterator[None]:
-    """Say that a model cannot be exported, whatever three libraries raise.
+    """Turn whatever the three libraries raise into one line: the model cannot be exported (65).
 
-    `but_the_disk`: nothing is read any more, so an error of the system is one of writing.
+    `but_the_disk`: the block only writes, so an OSError is about the disk and passes.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def _blaming_the_model(directory: Path, but_the_disk: bool = False) -> Iterator[
 def _check_tensors(
     directory: Path, loading: Any, prefixes: Sequence[str], ignored: Sequence[str]
 ) -> None:
-    """Refuse a checkpoint with a tensor too few (it would be random) or too many."""
+    """Refuse a checkpoint that lacks a tensor (it would be random) or has one too many."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern in (*ignored, _POOLER)))
     for what, key in (("are missing", "missing_keys"), ("have no place", "unexpected_keys")):
         names = {known_name(name, prefixes) for name in loading[key]}
@@ -127,7 +127,7 @@ def _check_tensors(
 def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
     """Fuse attention, layer norms with their residuals, GELU with its bias, and embeddings.
 
-    onnxruntime's patterns for "bert" are those of every encoder family here.
+    onnxruntime's patterns for "bert" fit every encoder family here.
     """
     with quiet():
         from onnxruntime.transformers.fusion_options import FusionOptions
@@ -153,7 +153,7 @@ def _fuse(path: Path, heads: int, hidden_size: int) -> onnx.ModelProto:
     return model
 
 
-# All that onnxruntime says when a file that it writes on the way cannot be opened, closed; written.
+# What onnxruntime says when it cannot open, close or write an intermediate file.
 _NOT_WRITTEN = re.compile(r"SystemError : (\d+)|Protobuf serialization failed")
 
 
@@ -169,7 +169,7 @@ def _unwritten(error: Exception, directory: Path) -> StartupError | None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Leave nothing that does not compute: source paths, versions, types of intermediates."""
+    """Remove all that does not compute: source paths, versions, types of intermediates."""
     model.doc_string = model.producer_version = ""
     model.producer_name = "embedserve"
     del model.metadata_props[:]

@@ -1,4 +1,4 @@
-"""The files of a model that is added: from a directory or the hub, checked before and after."""
+"""The files of a model to add, from a directory or the hub, checked before and after download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from export.catalogue import Catalogue
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A model's files on this machine, and where they are from as keys of its table.
+    """A model's files on this machine, and their origin as keys of its table.
 
     `digests`: path -> sha256 of every file that can change a vector.
     """
@@ -31,9 +31,9 @@ class Files:
 def from_directory(
     name: str, repository: str | None, revision: str | None, source: Path, convert: bool
 ) -> Files:
-    """Read a directory as it is; repository and revision go into the table where both are given.
+    """Read a directory as it is; repository and revision go into the table if both are given.
 
-    `convert`: weights may be a pickle. StartupError (65) where `admission` refuses the model.
+    `convert`: weights may be a pickle. StartupError (65) if `admission` refuses the model.
     """
     names = {p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()}
     folders = admission.folders(name, names, lambda path: files.load(source / path, object))
@@ -50,13 +50,13 @@ def from_directory(
 def from_hub(
     name: str, repository: str, revision: str | None, known: Catalogue, convert: bool
 ) -> Files:
-    """Download a model at the commit that the revision means now; none: the newest.
+    """Download a model at the commit that `revision` names now; None: the newest.
 
-    What can be refused by its small files is refused before the weights; `convert`: these may be
-    a pickle. StartupError 65, or 69 where the hub does not give it.
+    Refuses what it can from the small files, before it downloads the weights. `convert`: weights
+    may be a pickle. StartupError 65, or 69 if the hub does not give the files.
     """
     listing = hub.look_up(repository, revision)
-    if reason := known.reason(listing.repository):  # the hub knows it by another name now
+    if reason := known.reason(listing.repository):  # the hub may have renamed it
         raise StartupError(f"{listing.repository}: known not to work: {reason}", Exit.DATAERR)
     names = listing.files.keys()
     folders = admission.folders(listing.repository, names, lambda n: hub.read_json(listing, n))
@@ -82,7 +82,7 @@ def from_hub(
 
 def _pickle_error(path: str) -> StartupError:
     return StartupError(
-        f"{path} is all there is of the weights: a pickle, which can run code when it is read; "
+        f"{path}: the weights exist only as a pickle, which can run code when it is read; "
         "--convert-pickle converts it",
         Exit.DATAERR,
     )
@@ -99,7 +99,7 @@ def _check_download(listing: hub.Listing, found: Mapping[str, str]) -> None:
             )
 
 
-# What sentence-transformers reads in the root; of a module's folder, it is every file.
+# What sentence-transformers reads in the root; in a module's folder every file counts.
 _ROOT = (
     "modules.json",
     "config_sentence_transformers.json",

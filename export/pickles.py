@@ -1,7 +1,7 @@
-"""Pickled checkpoints -> safetensors, where the operator asks for it.
+"""Pickled checkpoints -> safetensors, if the operator asks for it.
 
-A pickle can run code when it is read, so another process reads it, with weights_only and confined
-(confinement.py): what it wrote is compared with a second reading, then used like any safetensors.
+A pickle can run code when it is read, so a confined process reads it, with weights_only
+(confinement.py). What it writes is compared with a second reading, then used like any safetensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIRECTORY = "converted"
 
 _SECONDS = 3600.0
 _ROOT = Path(__file__).parents[1]
-# -I: no PYTHONPATH, no user's packages, nothing of the working directory; the project comes last.
+# -I: no PYTHONPATH, no user packages, nothing of the working directory; the project comes last.
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from export.unpickling import main; sys.exit(main(sys.argv[1:]))"
@@ -38,18 +38,18 @@ Tensors = Mapping[str, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A model's directory with safetensors alone, and the pickles they are from: path -> sha256."""
+    """A model's directory with safetensors only, and the pickles they came from: path -> sha256."""
 
     directory: Path
     origins: Mapping[str, str]
 
 
 def convert(directory: Path, scratch: Path, progress: Progress) -> Converted:
-    """Return a model whose modules all have safetensors; `directory` itself where they do.
+    """Return a model whose modules all have safetensors; `directory` itself if they already do.
 
     `directory` is only read: converted weights go to `scratch`, beside links to its other files.
-    StartupError: 65 for a pickle that holds something else than tensors, is damaged or would run
-    code (it does not); 69 where this system cannot confine the process; 73 for a full disk.
+    StartupError: 65 for a pickle that holds anything but tensors, is damaged or would run
+    code (it is not run); 69 if this system cannot confine the process; 73 for a full disk.
     """
     folders = [folder for folder in _folders(directory) if has_pickle_alone(folder)]
     if not folders:
@@ -160,11 +160,11 @@ def _described(path: Path) -> Tensors:
         with safe_open(path, framework="pt") as file:
             return {name: described(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise StartupError(f"{path}: was not written whole: {error}", Exit.SOFTWARE) from error
+        raise StartupError(f"{path}: was not written completely: {error}", Exit.SOFTWARE) from error
 
 
 def _run(action: str, pickle: Path, scratch: Path, out: int | None = None) -> dict[str, Any]:
-    """Run unpickling.py on `pickle`; return its answer. Nothing of the environment goes along."""
+    """Run unpickling.py on `pickle`; return its answer. It gets nothing of the environment."""
     command = [sys.executable, "-I", "-c", _PROGRAM, str(_ROOT), action, str(pickle.resolve())]
     command += [] if out is None else [str(out)]
     report = scratch / "unpickling.json"
@@ -202,7 +202,7 @@ def _checked(answer: dict[str, Any], pickle: Path) -> dict[str, Any]:
             Exit.UNAVAILABLE,
         )
     if not isinstance(answer.get("tensors"), dict):
-        raise refused(f"{pickle}: is not read: {answer.get('error')}")
+        raise refused(f"{pickle}: is refused: {answer.get('error')}")
     return answer
 
 

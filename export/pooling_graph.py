@@ -7,7 +7,7 @@ from pathlib import Path
 
 _OPSET = 17
 # Rows (b, h) of `x` (b, t, h) float32 and `mask` (b, t) of 0.0/1.0, as in arrays/pooling.py.
-# An average is one product of weights (b, 1, t) with x, which devices do best.
+# An average is one product of weights (b, 1, t) with x, which devices compute fastest.
 _MODES: Mapping[str, str] = {
     "cls": """
         first = ArgMax <axis = 1, keepdims = 1> (mask)

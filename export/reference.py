@@ -1,4 +1,4 @@
-"""What sentence-transformers is asked about a model, and what it has answered."""
+"""The questions to sentence-transformers about a model, and its answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZER, ARRAYS = "reference-tokenizer.json", "reference.npz"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A text with the prompt put before it."""
+    """A text, and the prompt that is put before it."""
 
     text: str
     prompt: str = ""
@@ -45,10 +45,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the reference is asked: see `run`.
+    """The questions to the reference: see reference_step.run.
 
-    `added` are finishing steps that the card asks for and the files do not say: kind and eps.
-    `limit` is the files' own in tokens, `max_tokens` the one in force, of at most that.
+    `added` are finishing steps (kind, eps) that the card asks for and the files do not have.
+    `limit` is the files' own in tokens; `max_tokens` is the one in force, at most `limit`.
     """
 
     directory: Path
@@ -61,7 +61,7 @@ class Question:
     added: Sequence[tuple[str, float]]
 
     def start(self, nurseries: Nurseries) -> StepProcess:
-        """Begin to ask, in another process."""
+        """Start asking, in another process."""
         job = {
             "directory": str(self.directory),
             "scratch": str(self.scratch),
@@ -75,7 +75,7 @@ class Question:
         return nurseries.start(MODULE, job, self.scratch)
 
     def read(self, step: StepProcess) -> Answers:
-        """Wait for the answers. StartupError where sentence-transformers cannot run the model."""
+        """Wait for the answers. StartupError if sentence-transformers cannot run the model."""
         try:
             result = step.result()
         except RuntimeError as error:

@@ -19,8 +19,8 @@ from export.steps import Json
 
 LIBRARIES = ("sentence-transformers", "transformers", "torch", "tokenizers", "numpy")
 
-# Tokens from which the reference uses all its threads: below it, on a busy machine, two threads
-# wait for each other (78 texts of MiniLM: 22 s, with one thread 2.4 s).
+# Texts of more tokens use all threads. With fewer, on a busy machine, two threads wait for each
+# other (78 texts of MiniLM: 22 s, with one thread 2.4 s).
 _LONG = 1024
 
 
@@ -65,15 +65,15 @@ class _Reference:
             trust_remote_code=False,
             model_kwargs={"dtype": "float32", "use_safetensors": True},
         )
-        # Modules beside the Transformer have their files' precision.
+        # Modules besides the Transformer keep their files' precision.
         self._model.float().eval()
 
     def set_limit(self, limit: int | None, max_tokens: int) -> None:
-        """Refuse a `limit` that is not sentence-transformers' own, and cut at `max_tokens`."""
+        """Refuse a `limit` that is not sentence-transformers' own; truncate at `max_tokens`."""
         found = self._model.max_seq_length
         if limit is not None and found != limit:
             raise StartupError(
-                f"{self._directory}: sentence-transformers cuts at {found} tokens, and the files "
+                f"{self._directory}: sentence-transformers cuts at {found} tokens, but the files "
                 f"were read as {limit}; nothing was published",
                 Exit.SOFTWARE,
             )
@@ -100,12 +100,12 @@ class _Reference:
         return ids
 
     def answer(self, case: Case, matryoshka: Sequence[int]) -> CaseAnswer:
-        """Ids and the final vector, then those of each Matryoshka dimension."""
+        """The ids, the final vector, and a vector for each smaller Matryoshka dimension."""
         import torch
 
         ids = self.ids(case)
         torch.set_num_threads(1 if len(ids) <= _LONG else self._threads)
-        # prompt="" and not None: None would bring in the model's default prompt.
+        # prompt="", not None: None would mean the model's default prompt.
         pooled = self._model.encode(
             case.text, prompt=case.prompt, convert_to_tensor=True, show_progress_bar=False
         )

@@ -1,4 +1,4 @@
-"""Why a source does not give a model's files."""
+"""Why a source cannot give a model's files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from embedserve.errors import Exit
 
 
 class UnusableError(Exception):
-    """A source that does not give the files: why, and the exit status that this means."""
+    """A source cannot give the files: the reason and the exit status."""
 
     def __init__(self, reason: str, status: Exit = Exit.UNAVAILABLE) -> None:
         super().__init__(reason)

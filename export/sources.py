@@ -20,17 +20,17 @@ from export.source_error import UnusableError
 
 Progress = Callable[[str], None]
 
-# All that a sentence-transformers model is made of: no other engine's files; pickles by a wish.
+# The files of a sentence-transformers model: none of other engines; pickles only on request.
 _ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model")
 _PICKLES = ("pytorch_model*.bin", "*/pytorch_model.bin")
 _IGNORED = ("onnx/*", "openvino/*", "*/*/*", ".*")
 
-_PROBE_SECONDS = 5.0  # until a hub that does not answer counts as out of reach
+_PROBE_SECONDS = 5.0  # after this, a hub without an answer counts as unreachable
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A directory whose files match the pinned digests, and in words where it came from."""
+    """A directory whose files match the pinned digests, and where it came from, in words."""
 
     directory: Path
     origin: str
@@ -45,9 +45,8 @@ def open(  # noqa: A001  # read as sources.open
 ) -> Source:
     """Return the first source that has the model's files: `from_dir`, the hub, the package.
 
-    `from_dir` is read and never written; `pickles`: of the hub, also those of a model without
-    safetensors. StartupError names every source and its reason: 65 when
-    one of them has other files than those pinned, else 69.
+    `from_dir` is only read. `pickles`: get pickled weights from the hub, too. StartupError names
+    every source and its reason; its status is the worst: 73 (disk), 65 (wrong files), 66, 69.
     """
     reasons: list[tuple[str, UnusableError]] = []
     for origin, get in _candidates(spec, from_dir, scratch, pickles):
@@ -79,7 +78,7 @@ def digests(directory: Path, pickles: bool = False) -> dict[str, str]:
 
 
 def is_wanted(name: PurePath, patterns: Iterable[str] = _ALLOWED) -> bool:
-    """Whether a file, by its path in a model, is one that models are made of."""
+    """Whether a file belongs to a model, by its path in it."""
     return any(name.match(p) for p in patterns) and not any(name.match(p) for p in _IGNORED)
 
 
@@ -122,10 +121,10 @@ def _check_digests(directory: Path, spec: ModelSpec) -> None:
 
 def _from_directory(directory: Path) -> Path:
     if not directory.is_dir():
-        above = directory.parent  # --from itself: it is the model, or has one under its name
+        above = directory.parent  # --from itself, which is the model or has it in a subfolder
         raise UnusableError(f"no such directory, and {above} has no modules.json", Exit.NOINPUT)
     for path in (*directory.glob("*"), *directory.glob("*/*")):
-        # Each library that reads one would wait for a writer.
+        # A library that opens a pipe would wait for a writer.
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise UnusableError(
                 f"{path.relative_to(directory)} is a pipe, a socket or a device; regular files "
@@ -175,10 +174,10 @@ def _snapshot(spec: ModelSpec, patterns: Sequence[str]) -> Path:
 
 @functools.cache
 def _probe(url: str) -> str | None:
-    """Return why the hub cannot be reached, None when it answers anything at all; asked once.
+    """Return why the hub cannot be reached, None if it answers anything at all; asks only once.
 
-    In a thread of its own: name look-up has no deadline, and each address of a host that drops
-    packets would cost a full one.
+    In a thread of its own: name look-up has no timeout, and if a host drops packets, each of its
+    addresses would take the full timeout.
     """
     problems = [f"no answer within {_PROBE_SECONDS:.0f} s"]
 

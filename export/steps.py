@@ -1,9 +1,9 @@
-"""Steps in processes of their own: a job goes in, a result comes out, the memory goes back.
+"""Runs steps in processes of their own: a job goes in, a result comes out, the memory is freed.
 
-The graph and the reference are made by two processes. Each has its own versions of the libraries,
-neither reads what the other has read, and the memory of one is free when the next begins.
+Two processes make the graph and the reference. Each has its own versions of the libraries, each
+reads the files itself, and the memory of one is free when the next begins.
 
-A nursery is a process that has loaded the libraries once and forks one for each step: loading them
+A nursery is a process that has loaded the libraries and forks a process for each step: loading
 takes seconds, and one command may export many models.
 """
 
@@ -36,7 +36,7 @@ _MOST_BYTES = 16 << 20  # of a request: texts and paths
 
 
 class StepProcess:
-    """A running step. Use it as a context manager: what still runs at its end is killed."""
+    """A running step. Use it as a context manager: a step that still runs at the end is killed."""
 
     def __init__(
         self, module: str, answer: BinaryIO, errors: BinaryIO, child: int | None = None
@@ -61,10 +61,10 @@ class StepProcess:
         self._errors.close()
 
     def result(self) -> Json:
-        """Wait for what the module's `run` returns, with "peak_bytes", the most memory it had.
+        """Wait for what the module's `run` returns, with "peak_bytes", its peak memory.
 
-        Raises StartupError, OSError and RuntimeError as `run` did; a process that died is the
-        first.
+        Raises StartupError and OSError as `run` did, RuntimeError for its other exceptions, and
+        StartupError if the process died.
         """
         with self._answer:
             _pid, *lines = self._answer.read().splitlines() or [b""]
@@ -84,17 +84,17 @@ class StepProcess:
         said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         if status == -signal.SIGKILL:
             return StartupError(
-                f"the process of {self._module} was killed; most likely the machine's memory ended",
+                f"the process of {self._module} was killed; most likely memory ran out",
                 Exit.SOFTWARE,
             )
-        last = (said or ["nothing was said"])[-1]
+        last = (said or ["no message"])[-1]
         return StartupError(
             f"the process of {self._module} ended with status {status}: {last}", Exit.SOFTWARE
         )
 
 
 class Nurseries:
-    """Starts steps; a context manager, at whose end the nurseries end."""
+    """Starts steps. A context manager: the nurseries end with it."""
 
     def __init__(self) -> None:
         self._nurseries: dict[Path | None, tuple[subprocess.Popen[bytes], socket.socket]] = {}
@@ -114,7 +114,7 @@ class Nurseries:
     ) -> StepProcess:
         """Run `module`.run(job) in another process, whose temporary files go to `scratch`.
 
-        With `path` that folder comes first where it looks for packages.
+        With `path`, it looks for packages in that folder first.
         """
         errors = (scratch / f"{module}.stderr").open("w+b")
         ours, theirs = os.pipe()
@@ -132,7 +132,7 @@ class Nurseries:
         return StepProcess(module, os.fdopen(ours, "rb"), errors, child)
 
     def _link(self, path: Path | None) -> socket.socket:
-        """The socket to the nursery of `path`, which is started where there is none that runs."""
+        """The socket to the nursery of `path`, which is started if it does not run."""
         process, link = self._nurseries.get(path, (None, None))
         if process is None or link is None or process.poll() is not None:
             link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -166,7 +166,7 @@ def _environment(path: Path | None) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Fork a process for each request, until the socket (its number, the parent's pid) ends."""
+    """Fork a process for each request until the socket closes. Arguments: socket, parent's pid."""
     link = socket.socket(fileno=int(arguments[0]))
     _die_with(int(arguments[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exporting process ends its steps
@@ -182,10 +182,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _fork(request: Json, answer: int, errors: int) -> int:
-    """Fork a process that runs the request's step in another and says how it ended.
+    """Fork a keeper process, which runs the request's step in another and reports how it ended.
 
-    On `answer` come the step's pid, its result as a line of JSON, if it has one, and its status.
-    Returns the pid of the process that was forked.
+    Written to `answer`: the step's pid, its result as a line of JSON, if any, and its exit status.
+    Returns the keeper's pid.
     """
     parent = os.getpid()
     problem = _load(request["module"])
@@ -198,7 +198,7 @@ def _fork(request: Json, answer: int, errors: int) -> int:
 
 
 def _load(module: str) -> str | None:
-    """Load a step's libraries before the fork, for the next one too; return why that failed."""
+    """Load a step's libraries before the fork, for later steps too; return why it failed."""
     try:
         importlib.import_module(module).load()
     except Exception as error:  # a broken environment: each step says so
@@ -207,13 +207,13 @@ def _load(module: str) -> str | None:
 
 
 def _keep(request: Json, answer: int, errors: int, problem: str | None, parent: int) -> None:
-    """Run the step in a process, and write its status when it has ended."""
+    """Run the step in another process, and write its exit status when it has ended."""
     _die_with(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     keeper = os.getpid()
     if (step := os.fork()) == 0:
         _die_with(keeper)
-        os.dup2(errors, 1)  # what libraries print is no result
+        os.dup2(errors, 1)  # what libraries print is not the result
         os.dup2(errors, 2)
         os.write(answer, b"%d\n" % os.getpid())
         value = {"exception": problem} if problem else _answer(request)
@@ -233,7 +233,7 @@ def _answer(request: Json) -> Json:
     except StartupError as error:
         return {"error": str(error), "status": int(error.status)}
     except MemoryError as error:
-        what = f"{module}: the machine's memory ended ({str(error) or 'no more was said'})"
+        what = f"{module}: memory ran out ({str(error) or 'no details'})"
         return {"error": what, "status": int(Exit.SOFTWARE)}
     except OSError as error:
         if error.errno is None:
@@ -247,7 +247,7 @@ def _answer(request: Json) -> Json:
 
 
 def _die_with(parent: int) -> None:
-    """End with the process `parent`, which waits: its next run clears what is left."""
+    """End when the process `parent` ends; the next run removes what is left."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     except AttributeError:

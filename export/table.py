@@ -1,4 +1,4 @@
-"""A model's table as text at the end of models.toml; every byte before it stays."""
+"""Appends a model's table to the text of models.toml; every byte before it stays."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def appended(text: str, name: str, wishes: Mapping[str, Any], comments: Mapping[str, str]) -> str:
     """Append [models.NAME] to the text of a models.toml: its keys, then its tables.
 
-    `comments` are lines by key that stand above it; that of "" stands above the table. ValueError
-    when the result would not be the old content and this table.
+    `comments` are lines by key, written above the key; those of "" go above the table. ValueError
+    if the result would not be the old content plus this table.
 
     >>> print(appended("", "m", {"prompts": {"query": "query: "}}, {"": "added"}).strip())
     # added
@@ -28,10 +28,10 @@ def appended(text: str, name: str, wishes: Mapping[str, Any], comments: Mapping[
     wanted = tomllib.loads(text)
     models = wanted.setdefault("models", {})
     if name in models:
-        raise ValueError(f"[models.{name}] is there already")
+        raise ValueError(f"it already has [models.{name}]")
     models[name] = {key: _plain(value) for key, value in wishes.items()}
     if _parsed(new) != wanted:
-        raise ValueError("a table at its end would not be a part of [models]")
+        raise ValueError("a table at its end would not become part of [models]")
     return new
 
 

@@ -1,4 +1,4 @@
-"""A model that was trained for several tasks, made one for the task that models.toml names."""
+"""Turns a model for several tasks into one for the task that models.toml names."""
 
 from __future__ import annotations
 

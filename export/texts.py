@@ -1,4 +1,4 @@
-"""The fixed texts that every artifact is compared on, and those that become its golden vectors."""
+"""The fixed texts that every artifact is compared on, and those that give its golden vectors."""
 
 from __future__ import annotations
 
@@ -151,10 +151,10 @@ _GENERATED = 400
 
 
 def generated(tokenizer: Path) -> list[str]:
-    """Texts whose ids are compared beside those of TEXTS: the same at every export of a model.
+    """More texts, whose ids are compared, too: the same at every export of a model.
 
-    Random ones of several scripts, and the added tokens that the file `tokenizer` declares, in the
-    middle of a word, beside spaces and repeated.
+    Random texts of several scripts, and the added tokens that the file `tokenizer` declares: inside
+    a word, beside spaces, and repeated.
     """
     chosen = random.Random(20261127)  # noqa: S311  # no secret: the same texts every time
     texts = [_random_text(chosen) for _ in range(_GENERATED)]

@@ -1,4 +1,4 @@
-"""The tokenizer as today's libraries have built it -> tokenizer.json, without its limits."""
+"""The tokenizer as today's libraries build it -> tokenizer.json, without its limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def export(built: Path, facts: Facts, stage: Path) -> None:
     """Write stage/tokenizer.json from the file that the reference has written.
 
     transformers changes some tokenizers by what tokenizer_config.json says (case, accents, a
-    space in front), so the one it builds is written and not the file as it is. Padding and
-    truncation, which some files have baked in, are left out: they belong to the manifest.
+    space in front), so the one that it builds is written, not the model's file. Padding and
+    truncation, which some files include, are left out: they belong to the manifest.
     """
     tokenizer = tokenizers.Tokenizer.from_str(built.read_text(encoding="utf-8"))
     tokenizer.no_padding()

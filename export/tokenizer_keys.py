@@ -1,8 +1,8 @@
 """Which keys tokenizer_config.json may have.
 
-The tokenizer that is served is the one that today's transformers builds from these files, and its
-ids are compared on many texts. What is not known here is refused all the same: it may say something
-that sentence-transformers does with a text before or after.
+The served tokenizer is the one that today's transformers builds from these files, and its ids are
+compared on many texts. Unknown keys are refused all the same: one may stand for something that
+sentence-transformers does with a text before or after the tokenizer.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ _RIGHT = ("right", None)
 
 
 def check(config: Json, path: Path) -> None:
-    """Refuse remote code, texts that are cut at their start, and every key that is not known."""
+    """Refuse remote code, truncation at the start of a text, and unknown keys."""
     if "auto_map" in config:
         raise refused(f"{path}: auto_map names remote code; it is never run")
     if (side := config.get("truncation_side")) not in _RIGHT:
@@ -115,5 +115,5 @@ def check(config: Json, path: Path) -> None:
     for key in config.keys() - KEYS.keys() - {"truncation_side"}:
         if not key.endswith(
             "_token"
-        ):  # a special token of the model's own, as transformers 5 reads
+        ):  # a special token of the model's own, as transformers 5 reads it
             raise refused(f"{path}: key {key!r} is unknown; remove it if it changes no token id")

@@ -3,7 +3,7 @@
     python -I -c "..." write CHECKPOINT DESCRIPTOR
     python -I -c "..." describe CHECKPOINT
 
-It is confined before the checkpoint is opened, and says on standard output, as JSON, what it did:
+The process is confined before it opens the checkpoint. It prints one JSON object:
 {"tensors": {name: [dtype, shape, sha256]}}, {"error": what is wrong with the checkpoint},
 {"errno": why it could not be written}, or {"unavailable": why it could not be confined}.
 """
@@ -39,7 +39,7 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 _CPU_SECONDS = 1800
-_SPARE = 512 << 20  # bytes beside the checkpoint, for one tensor's copy and Python's own
+_SPARE = 512 << 20  # bytes beyond the checkpoint's: a copy of one tensor, and Python's own
 _ZIP = b"PK\x03\x04"
 
 
@@ -83,13 +83,13 @@ def main(arguments: list[str]) -> int:
 def most_written(size: int) -> int:
     """Return how many bytes of tensors a checkpoint of `size` bytes may have.
 
-    Tensors that share memory are written out each: twice the file is enough for tied weights.
+    Each of several tensors that share memory is written: twice the file is enough for tied weights.
     """
     return 2 * size + (1 << 20)
 
 
 def _warm_up() -> None:
-    """Import all that reading needs: no file but the checkpoint can be opened later."""
+    """Import all that reading needs: later only the checkpoint can be opened."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for new in (True, False):
@@ -106,7 +106,7 @@ def _warm_up() -> None:
 
 
 def read(path: Path, most: int) -> dict[str, torch.Tensor]:
-    """Load the tensors and refuse what safetensors cannot hold, or not within `most` bytes."""
+    """Load the tensors. Refuse what safetensors cannot hold, and more than `most` bytes."""
     with path.open("rb") as file:
         is_zip = file.read(len(_ZIP)) == _ZIP
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -135,7 +135,7 @@ def _check(name: object, tensor: object) -> None:
 
 def _write_to(descriptor: int, tensors: Mapping[str, torch.Tensor]) -> None:
     try:
-        with open(descriptor, "wb") as out:  # no path
+        with open(descriptor, "wb") as out:  # not a path
             _write(tensors, out)
     except OSError as error:
         raise _WriteError(error.errno or errno.EIO) from error
@@ -143,7 +143,7 @@ def _write_to(descriptor: int, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _write(tensors: Mapping[str, torch.Tensor], out: BinaryIO) -> None:
     """Write safetensors: the header's length, the header as JSON, all numbers without a gap."""
-    # The widest first, so that every tensor lies at a multiple of its numbers' size.
+    # The widest types first, so that every tensor starts at a multiple of its numbers' size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -165,7 +165,7 @@ def _write(tensors: Mapping[str, torch.Tensor], out: BinaryIO) -> None:
 
 
 def _numbers(tensor: torch.Tensor) -> memoryview:
-    """Return a tensor's bytes, little-endian, the last axis first."""
+    """Return a tensor's bytes: little-endian, in C order."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())
 
@@ -176,7 +176,7 @@ def described(tensor: torch.Tensor) -> list[Any]:
     return [DTYPES[tensor.dtype], list(tensor.shape), digest]
 
 
-# What torch puts around the line that says what it refused.
+# Lines that torch adds around the one that says what it refused.
 _ADVICE = ("Weights only load failed", "Please file an issue", "Check the documentation", "(")
 
 
@@ -186,7 +186,7 @@ def reason(error: Exception) -> str:
         return str(error)
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return f"{type(error).__name__}: {(said or ['no more is said'])[0]}"
+    return f"{type(error).__name__}: {(said or ['no details'])[0]}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The artifact, run by embedserve's own code, against sentence-transformers: the certificate."""
+"""Compares the artifact, run by embedserve's own code, with sentence-transformers: certificate."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from export.reference import Answers, Case, CaseAnswer
 from export.texts import GOLDEN, TEXTS, past_limit
 
 # What checking golden vectors may cost at start, in bytes of graph times tokens: 0.2 s
-# where they were measured (all-MiniLM-L6-v2: 150 tokens in 0.07 s; nomic: 255 tokens in 0.85 s).
+# where it was measured (all-MiniLM-L6-v2: 150 tokens in 0.07 s; nomic: 255 tokens in 0.85 s).
 _GOLDEN_WORK = 28_000_000_000
 
-# Tokens of a padded batch here, and the longest text in one: what a server puts together.
+# Tokens of a padded batch here, and the longest text in one: as in a server's passes.
 _BATCH_TOKENS = 4096
 _BATCH_LONGEST = 512
 
 
 def cases(facts: Facts, longest: int) -> list[Case]:
-    """All texts as they are, one of `longest` tokens and more, and some with every prompt."""
+    """All texts without a prompt, one of more than `longest` tokens, and some with each prompt."""
     chosen = [Case(text) for text in TEXTS]
     chosen.append(Case(past_limit(longest)))
     for prompt in dict.fromkeys(facts.prompts.values()):
@@ -50,10 +50,10 @@ def compare(
     answers: Answers,
     versions: Mapping[str, str],
 ) -> tuple[Parity, Golden]:
-    """Compare the staged artifact with what the reference has answered to `cases`.
+    """Compare the staged artifact with the reference's answers to `cases`.
 
-    Every text alone, and the shorter ones in mixed batches too; the reference ran each alone,
-    because its left padding and weighted means depend on the batch. Of `texts` the ids alone are
+    Runs every text alone, and the shorter ones in mixed batches too. The reference ran each alone,
+    because its left padding and weighted means depend on the batch. Of `texts` only the ids are
     compared. `versions` are those of the libraries that made the graph. StartupError (70) names
     the text and the figures when ids differ, or vectors by more than artifact.TOLERANCES.
     """
@@ -136,7 +136,7 @@ def _compare_rows(
             found = row if full else finishing.truncate(row[None], len(expected))[0]
             difference = float(np.abs(found - expected).max())
             similarity = _cosine(found, expected)
-            if not difference <= tolerance:  # a NaN is no pass
+            if not difference <= tolerance:  # NaN fails, too
                 raise _failed(
                     i,
                     cases[i],
@@ -150,7 +150,7 @@ def _compare_rows(
 
 def _cosine(a: Floats, b: Floats) -> float:
     x, y = a.astype(np.float64), b.astype(np.float64)
-    if not x.any() and not y.any():  # a text without tokens, of static embeddings
+    if not x.any() and not y.any():  # static embeddings of a text without tokens
         return 1.0
     return float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
 
@@ -167,9 +167,9 @@ def _shown(ids: Ints) -> str:
 
 
 def _golden(cases: Sequence[Case], answers: Sequence[CaseAnswer], most_tokens: int) -> Golden:
-    """The golden texts, and one with each prompt written out: vectors of the reference.
+    """The golden texts, and one with each prompt written out, with the reference's vectors.
 
-    The longest are left out while there are more than `most_tokens`, down to two.
+    The longest are left out until there are at most `most_tokens` tokens, or two texts.
     """
     indexes = list(range(len(GOLDEN)))
     seen: set[str] = {""}

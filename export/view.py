@@ -1,4 +1,4 @@
-"""A model's directory with some files replaced, for one reader: links to all the others."""
+"""A model's directory with some files replaced, and links to all the others."""
 
 from __future__ import annotations
 

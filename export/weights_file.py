@@ -19,7 +19,7 @@ _LOOKUPS = {"Gather", "EmbedLayerNormalization"}
 def split(model: onnx.ModelProto, path: Path) -> None:
     """Write `model` as `path`, and its large tensors beside it.
 
-    Written here: onnx's own writer opens the file in C++, and a full disk is then "rejected path".
+    Not by onnx's own writer: it opens the file in C++ and calls a full disk a "rejected path".
     """
     with (path.parent / WEIGHTS).open("wb") as file:
         for tensor in model.graph.initializer:
@@ -33,7 +33,7 @@ def split(model: onnx.ModelProto, path: Path) -> None:
 def to_fp16(path: Path) -> onnx.ModelProto:
     """Convert the graph at `path` to half precision; the output stays float32.
 
-    Pooling and what follows it are then exact.
+    Pooling and the steps after it thus run in float32.
     """
     with quiet():
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -46,7 +46,7 @@ def to_fp16(path: Path) -> onnx.ModelProto:
 
 
 def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
-    """The tensors of `precision` that nodes look up by row and nothing else reads."""
+    """The tensors of `precision` that are only read by look-ups of rows."""
     kind = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[precision]
     readers: dict[str, set[str]] = {}
     for node in _nodes(graph):
@@ -60,7 +60,7 @@ def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, those of branches too."""
+    """All nodes, including those in branches."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

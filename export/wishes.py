@@ -24,11 +24,11 @@ def limit(spec: ModelSpec, own: int, directory: Path) -> int:
 
 
 def refuse_limit(spec: ModelSpec, directory: Path) -> None:
-    """Refuse a limit for a model that has none to lower. StartupError (78)."""
+    """Refuse a max_tokens wish for a model without a limit. StartupError (78)."""
     if spec.max_tokens is not None:
         raise StartupError(
             f"models.toml: [models.{spec.name}] max_tokens = {spec.max_tokens}; the model in "
-            f"{directory} averages static embeddings, which sentence-transformers never cuts; "
+            f"{directory} averages static embeddings, and sentence-transformers never cuts texts; "
             "remove the key",
             Exit.CONFIG,
         )

@@ -1,21 +1,21 @@
-"""pyarrow, imported where it is needed, and tables made of rows that have no types."""
+"""Imports pyarrow only when it is needed, and makes tables from rows without types."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import importlib
-import json  # and not orjson: integers have any number of digits
+import json  # not orjson: integers may have any number of digits
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from embedserve.errors import Exit, StartupError
 
-# A table of one column of objects says so; which kinds of values each key has stands there, too.
+# The only column of a table of JSON objects, and the metadata that lists each key's kinds of value.
 OBJECTS, KINDS = "objects", b"embedserve.kinds"
-# The types of more keys than this are no columns any more.
+# Rows with more keys than this are refused: too many columns.
 MOST_COLUMNS = 2000
-# What a column of JSON becomes, by the kinds of its values beside null.
+# The pyarrow type of a column of JSON, by the kinds of its values other than null.
 _TYPES: Mapping[frozenset[str], str] = {
     frozenset(): "string",
     frozenset({"boolean"}): "bool_",
@@ -24,9 +24,10 @@ _TYPES: Mapping[frozenset[str], str] = {
     frozenset({"integer", "number"}): "float64",
 }
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-# What pyarrow raises where Python has no such value; its own are among them, but no MemoryError.
+# What pyarrow raises for a value that Python cannot represent. Its own errors are subclasses of
+# these, except its MemoryError.
 _NO_VALUE = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, OSError)
-_NO_TEXT = "<value out of range"  # pyarrow's text of a date that has none
+_NO_TEXT = "<value out of range"  # pyarrow's text for a date that it cannot write out
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -42,12 +43,12 @@ def load(module: str = "pyarrow") -> Any:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what pyarrow raises at a wrong file or value into one line (65)."""
+    """Turn what pyarrow raises for a bad file or value into one line (65); disk errors pass."""
     try:
         yield
     except (StartupError, MemoryError):
         raise
-    except Exception as error:  # beside its own, any of Python's
+    except Exception as error:  # pyarrow's own, or any of Python's
         if isinstance(error, OSError) and error.errno in _DISK:
             raise
         raise StartupError(f"{what}: cannot be read or written: {error}", Exit.DATAERR) from error
@@ -56,7 +57,7 @@ def translated(what: str) -> Iterator[None]:
 def table_of_objects(objects: Sequence[bytes]) -> Any:
     """One column of JSON objects, with the kinds of each key's values.
 
-    Types are not known before the last row: `typed` gives them when all parts are joined.
+    Types are known only after the last row: `typed` applies them when all parts are joined.
     """
     pa = load()
     kinds: dict[str, set[str]] = {}
@@ -64,7 +65,7 @@ def table_of_objects(objects: Sequence[bytes]) -> Any:
         for name, value in json.loads(content).items():
             kinds.setdefault(name, set()).add(_kind(value))
     listed = {name: sorted(found) for name, found in kinds.items()}
-    unite([listed])  # too many are said before the whole file is embedded
+    unite([listed])  # refuse too many keys now, not after the whole file is embedded
     schema = pa.schema([(OBJECTS, pa.binary())], {KINDS: json.dumps(listed)})
     return pa.table([pa.array(objects, pa.binary())], schema=schema)
 
@@ -78,15 +79,15 @@ def table_of_strings(columns: Mapping[str, Sequence[str]], rows: int) -> Any:
 
 
 def without_columns(rows: int) -> Any:
-    """A table of so many rows and no column."""
+    """A table of `rows` rows and no columns."""
     pa = load()
     return pa.table({"": pa.nulls(rows)}).select([])
 
 
 def unite(found: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, str]:
-    """Name -> type of pyarrow, by the kinds that all parts have, in the order of first appearance.
+    """Each key's pyarrow type, from the kinds in all parts; keys in order of first appearance.
 
-    StartupError past MOST_COLUMNS.
+    StartupError (65) for more than MOST_COLUMNS keys.
     """
     kinds: dict[str, set[str]] = {}
     for part in found:
@@ -102,7 +103,7 @@ def unite(found: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, str]:
 
 
 def typed(objects: Any, types: Mapping[str, str]) -> dict[str, Any]:
-    """Columns of a column of JSON objects: name -> pyarrow.Array."""
+    """Turn a column of JSON objects into columns: name -> pyarrow.Array."""
     pa = load()
     rows = [json.loads(content) for content in objects.to_pylist()]
     return {
@@ -122,7 +123,7 @@ def _kind(value: object) -> str:
 
 
 def _cast(value: Any, kind: str) -> Any:
-    """A string stays as it is among other values; these become JSON."""
+    """In a column of strings, strings stay as they are and other values become JSON."""
     if value is None or (kind != "string" and kind != "float64"):
         return value
     if kind == "float64":
@@ -138,7 +139,7 @@ def _cast(value: Any, kind: str) -> Any:
 
 
 def depth(kind: Any) -> int:
-    """How deep a type is nested: 1 for a number."""
+    """How deeply a type is nested: 1 for a number."""
     level, found = [kind], 0
     while level and found < 1000:
         level = [of.field(i).type for of in level for i in range(of.num_fields)]
@@ -147,14 +148,14 @@ def depth(kind: Any) -> int:
 
 
 def decoded(column: Any) -> Any:
-    """A column without a dictionary: each row has its own value."""
+    """Undo a column's dictionary encoding: each row then has its own value."""
     types = load("pyarrow.types")
     kind = column.type
     return column.cast(kind.value_type) if types.is_dictionary(kind) else column
 
 
 def unsound(column: Any) -> dict[int, str]:
-    """Rows of a column with an invalid value (text that is not UTF-8), and the reason."""
+    """The rows whose value is invalid (text that is not UTF-8), each with the reason."""
     pa = load()
     try:
         column.validate(full=True)
@@ -171,9 +172,9 @@ def unsound(column: Any) -> dict[int, str]:
 
 
 def values(column: Any) -> list[Any]:
-    """A column's values as Python has them, and as text where Python has no such value.
+    """A column's values as Python objects, or as text where Python has no such value.
 
-    Times are text in any case: Python has none with nanoseconds.
+    Times are always text: Python's have no nanoseconds.
     """
     pa, types = load(), load("pyarrow.types")
     try:
@@ -181,19 +182,19 @@ def values(column: Any) -> list[Any]:
             column = column.cast(pa.string())
         listed: list[Any] = column.to_pylist()
         return listed
-    except _NO_VALUE:  # a date of the year 5,000,000, a time zone that nobody knows, ...
+    except _NO_VALUE:  # a date of the year 5,000,000, an unknown time zone, ...
         return [_value(scalar) for chunk in column.chunks for scalar in chunk]
 
 
 def _value(scalar: Any) -> Any:
-    """One value, part by part: where pyarrow cannot convert it, as its text, or as its number."""
+    """Convert one value part by part; what pyarrow cannot convert becomes its text or number."""
     pa, types = load(), load("pyarrow.types")
     if not scalar.is_valid:
         return None
     kind = scalar.type
     if types.is_struct(kind):
         fields = range(kind.num_fields)
-        # By its place: two fields may have one name.
+        # By position: two fields may have the same name.
         return {kind.field(i).name: _value(scalar[i]) for i in fields}
     if types.is_nested(kind) and hasattr(scalar, "values"):
         return [_value(part) for part in scalar.values]

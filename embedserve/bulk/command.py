@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says of one job."""
+    """What the command line says about one job."""
 
     source: Path
     target: Path
@@ -68,9 +68,9 @@ def options(
     chunk_rows: int,
     **others: Any,
 ) -> Options:
-    """What the parser found, checked as far as that can be done without the files."""
+    """Check the parsed arguments as far as possible without the files. StartupError (64)."""
     if chunk_rows < 1:
-        raise StartupError(f"--chunk-rows {chunk_rows}: 1 or more", Exit.USAGE)
+        raise StartupError(f"--chunk-rows {chunk_rows}: must be 1 or more", Exit.USAGE)
     selection = Selection(
         text_column, vector_column, None if keep is None else tuple(keep), tuple(drop)
     )
@@ -78,7 +78,7 @@ def options(
 
 
 class Runner(Protocol):
-    """Embeds chunks somewhere. The counts are of what it did so far."""
+    """Embeds chunks. Counts texts and tokens so far; `place` is how much of open chunks is done."""
 
     @property
     def texts(self) -> int: ...
@@ -95,7 +95,7 @@ class Runner(Protocol):
 
 
 class StoppedError(BaseException):
-    """A signal ends the command, wherever it is: what is finished is on disk."""
+    """A signal ended the command. Finished chunks are on disk."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -103,7 +103,7 @@ class StoppedError(BaseException):
 
 
 def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings) -> int:
-    """Make options.target, or go on with it. Returns the exit status."""
+    """Make options.target, or resume it. Returns the exit status."""
     begin = time.monotonic()
     try:
         with _signals(), _disk(options.target):
@@ -111,8 +111,8 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
     except StoppedError as stopped:
         name = signal.Signals(stopped.number).name
         print(
-            f"embedserve: stopped by {name}; run the same command to go on: what is finished of "
-            f"{escaped(str(options.target))} is kept",
+            f"embedserve: stopped by {name}; run the same command again to resume: what is "
+            f"finished of {escaped(str(options.target))} is kept",
             file=sys.stderr,
         )
         return 128 + stopped.number
@@ -124,7 +124,7 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
 def _embed(
     options: Options, spec: ModelSpec, directory: Path, settings: Settings
 ) -> tuple[BulkJob, Totals, str]:
-    """Returns the job, what its output has, and how fast it was made."""
+    """Returns the job, the totals of its output, and how fast it was made, as text."""
     form = check_output(options.target)
     reader = open_input(options.source, options.selection, options.chunk_rows)
     manifest = artifact.read(directory)
@@ -140,7 +140,7 @@ def _embed(
     job.check_source(options.source)
     totals = job.finished()
     if totals is not None:
-        return job, totals, ", it was there already, made by this very job"
+        return job, totals, ", already there, made by this same job"
     if options.ray is None:
         open_runner = _local(spec, directory, settings, how, reader, maker)
     else:
@@ -150,14 +150,14 @@ def _embed(
         rate = _run(job, reader, open_runner)
         if identify(options.source) != plan.input:
             raise StartupError(
-                f"{options.source}: has changed while it was read; begin anew with --overwrite",
+                f"{options.source}: changed while it was read; start over with --overwrite",
                 Exit.DATAERR,
             )
         return job, job.finish(_facts(plan), maker.output), rate
 
 
 def _run(job: BulkJob, reader: Reader, open_runner: Callable[[], Runner]) -> str:
-    """Embed what is not finished; how fast that was."""
+    """Embed the unfinished chunks; return how fast that was, as text."""
     done = job.parts.cuts()
     missing = _missing(reader, done)
     first = next(missing, None)
@@ -177,7 +177,7 @@ def _run(job: BulkJob, reader: Reader, open_runner: Callable[[], Runner]) -> str
                 if part.bad and job.plan.on_error == "stop":
                     row = part.bad[0]
                     raise StartupError(
-                        f"line {row.line}: {row.code}: {row.message}; what is finished is kept in "
+                        f"line {row.line}: {row.code}: {row.message}; finished chunks are kept in "
                         f"{job.directory}",
                         Exit.DATAERR,
                     )
@@ -188,7 +188,7 @@ def _run(job: BulkJob, reader: Reader, open_runner: Callable[[], Runner]) -> str
 
 
 def _missing(reader: Reader, done: dict[int, Cut]) -> Iterator[Cut]:
-    """The chunks that are not finished; those at the beginning are not looked at again."""
+    """The unfinished chunks. Finished ones at the start of the input are not read again."""
     last = None
     while (number := last.number + 1 if last else 0) in done:
         last = done[number]
@@ -197,14 +197,14 @@ def _missing(reader: Reader, done: dict[int, Cut]) -> Iterator[Cut]:
             yield cut
         elif done[cut.number] != cut:
             raise StartupError(
-                f"chunk {cut.number} was {done[cut.number]}, is {cut}", Exit.SOFTWARE
+                f"chunk {cut.number} was {done[cut.number]}, is now {cut}", Exit.SOFTWARE
             )
 
 
 def _local(
     spec: ModelSpec, directory: Path, settings: Settings, how: How, reader: Reader, maker: Maker
 ) -> Callable[[], Runner]:
-    """Open a model on every core of this process."""
+    """Return what opens the model on all cores of this process."""
 
     def opened() -> Local:
         cores = host.read().cores.value
@@ -218,7 +218,7 @@ def _local(
 
 
 def _cluster(options: Options, directory: Path, task: EmbedTask) -> Callable[[], Runner]:
-    """Open a model on the nodes of a Ray cluster."""
+    """Return what opens the model on the nodes of a Ray cluster."""
     assert options.ray is not None
     source = InputFile(options.source.absolute(), options.selection, options.chunk_rows)
     return functools.partial(
@@ -227,7 +227,7 @@ def _cluster(options: Options, directory: Path, task: EmbedTask) -> Callable[[],
 
 
 def _asked(ask: Callable[..., T], manifest: Manifest, value: object, flag: str) -> T:
-    """What the model makes of a flag's value; StartupError names the flag."""
+    """Check a flag's value against the model. StartupError (64) names the flag."""
     try:
         return ask(manifest, value)
     except RequestError as error:
@@ -256,7 +256,7 @@ def _plan(options: Options, manifest: Manifest, how: How, on_error: str) -> Plan
 
 
 def _facts(plan: Plan) -> dict[str, object]:
-    """How the vectors were made, for formats that have a place to say it."""
+    """How the vectors were made, for formats that can store it."""
     names = ("model", "fingerprint", "prompt", "truncate", "dimensions", "dtype")
     return {name: getattr(plan, name) for name in names}
 
@@ -272,8 +272,8 @@ def _shown(totals: Totals, job: BulkJob) -> str:
 
 @contextlib.contextmanager
 def _disk(target: Path) -> Iterator[None]:
-    """What a disk or the memory does not give ends the job in one line, and leaves what is done."""
-    kept = "what is finished is kept: run the same command again"
+    """Turn errors of the disk and lack of memory into one line. Finished chunks stay."""
+    kept = "finished chunks are kept: run the same command again"
     try:
         yield
     except OSError as error:
@@ -281,7 +281,7 @@ def _disk(target: Path) -> Iterator[None]:
             f"{error.filename or target}: {error.strerror}; {kept}", Exit.CANTCREAT
         ) from error
     except MemoryError as error:
-        raise StartupError(f"{target}: no memory is left; {kept}", Exit.UNAVAILABLE) from error
+        raise StartupError(f"{target}: out of memory; {kept}", Exit.UNAVAILABLE) from error
 
 
 @contextlib.contextmanager

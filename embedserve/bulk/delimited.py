@@ -1,4 +1,4 @@
-"""CSV in, as RFC 4180 has it and in UTF-8: a header, then rows whose fields are kept as strings."""
+"""Reads CSV (RFC 4180, UTF-8): a header, then rows whose fields stay strings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from embedserve.errors import Exit, StartupError
 
 
 class _TooLongError(csv.Error):
-    """A row goes on for more than MAX_LINE."""
+    """A row is longer than MAX_LINE bytes."""
 
 
 class _Row(NamedTuple):
@@ -35,9 +35,9 @@ class _Row(NamedTuple):
 
 
 class _Feed:
-    """Lines for the csv module, and where the row began and ends that it makes of them.
+    """Gives lines to the csv module, and records where the current row begins and ends.
 
-    No generator: after an error the csv module asks for the next line, and gets it.
+    Not a generator: it can give the next line after it has raised an error.
     """
 
     def __init__(self, file: BinaryIO, start: int, line: int) -> None:
@@ -47,7 +47,7 @@ class _Feed:
         self.is_utf8 = True
 
     def begin(self) -> None:
-        """A row begins with the next line."""
+        """Start a row at the next line."""
         self._begin, self.first, self.is_utf8 = self.end, 0, True
 
     def __iter__(self) -> Iterator[str]:
@@ -67,7 +67,7 @@ class _Feed:
 
 
 class Delimited:
-    """A file of rows. Lines without anything are no rows."""
+    """A CSV file. Empty lines are not rows."""
 
     rows = None
     delimiter = ","
@@ -97,7 +97,7 @@ class Delimited:
         texts, problems = split(self._parse(record.value) for record in records)
         nothing = [""] * len(self._names)
         rows = [
-            # A row of other fields than the header's has nothing in any of them.
+            # A row with the wrong number of fields gets empty ones.
             record.value.fields if len(record.value.fields) == len(nothing) else nothing
             for record in records
         ]
@@ -115,7 +115,7 @@ class Delimited:
     def _records(self, start: int, line: int) -> Iterator[Record[_Row]]:
         with self._path.open("rb") as file:
             feed = _Feed(file, start, line)
-            # Strict: what is no CSV is reported, not guessed at.
+            # Strict: malformed CSV is reported, not guessed at.
             rows = csv.reader(feed, delimiter=self.delimiter, strict=True)
             while True:
                 feed.begin()
@@ -127,7 +127,7 @@ class Delimited:
 
 
 class TabSeparated(Delimited):
-    """The same with tabs."""
+    """Like CSV, but with tabs."""
 
     delimiter = "\t"
 
@@ -148,17 +148,17 @@ def _next(rows: Iterator[list[str]], feed: _Feed) -> _Row | None:
 
 def _check_header(header: Record[_Row] | None, selection: Selection, path: Path) -> list[str]:
     if header is None or header.value.problem is not None:
-        raise StartupError(f"{path}: has no header of CSV in UTF-8", Exit.DATAERR)
+        raise StartupError(f"{path}: has no CSV header in UTF-8", Exit.DATAERR)
     names = header.value.fields
     check_names(names, selection, path)
     return names
 
 
 def check_names(names: Sequence[str], selection: Selection, path: Path) -> None:
-    """StartupError where the file's columns are not what was asked for."""
+    """StartupError if the file's columns do not fit the options."""
     known = ", ".join(names[:50])
     if len(set(names)) < len(names):
-        raise StartupError(f"{path}: two columns have one name; found: {known}", Exit.DATAERR)
+        raise StartupError(f"{path}: two columns have the same name; found: {known}", Exit.DATAERR)
     wanted = {
         "--text-column": (selection.text,),
         "--keep": selection.keep,
@@ -170,7 +170,7 @@ def check_names(names: Sequence[str], selection: Selection, path: Path) -> None:
                 raise StartupError(f"{path}: {option} {name}: no such column; one of {known}")
     if selection.vector in selection.kept(names):
         raise StartupError(
-            f"{path}: has a column {selection.vector} already; name another with --vector-column, "
+            f"{path}: already has a column {selection.vector}; name another with --vector-column, "
             f"or leave it out with --drop {selection.vector}"
         )
 

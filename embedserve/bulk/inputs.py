@@ -1,4 +1,4 @@
-"""Which reader reads a file: by the end of its name."""
+"""Which reader reads a file: chosen by its suffix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INPUTS: Mapping[str, Callable[[Path, Selection, int], Reader]] = {
 
 
 def open_input(path: Path, selection: Selection, chunk_rows: int) -> Reader:
-    """Open a file of texts. StartupError when it is not there, or not of a format that is known."""
+    """Open a file of texts. StartupError if it is missing, or its suffix is unknown."""
     if path.suffix.lower() not in INPUTS:
         raise StartupError(f"{path}: an input ends in one of {', '.join(INPUTS)}", Exit.USAGE)
     try:

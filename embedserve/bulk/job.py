@@ -1,4 +1,4 @@
-"""One job: what determines its output, what is finished of it on disk, and its end."""
+"""One job: what determines its output, its finished chunks on disk, and how it ends."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from embedserve.errors import Exit, StartupError
 from embedserve.system import regular_file
 
 FORMAT = 1
-# Of the input's content so much is read at either end, to know it again.
+# Bytes that are hashed at the start and at the end of the input, to recognize it.
 ENDS = 2**20
-MOST_RECORD = 2**24  # bytes of a record: a list of columns at most
+MOST_RECORD = 2**24  # bytes of job.json; its largest part is a list of columns
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All that determines an output. The same plan on the same processor gives the same bytes."""
 
-    input: Mapping[str, object]  # its size, time and the digest of its ends
+    input: Mapping[str, object]  # its size, modification time, and digest of its ends
     model: str
     fingerprint: str
     prompt: str
@@ -40,12 +40,12 @@ class Plan:
     drop: list[str]
     on_error: str
     chunk_rows: int
-    output: str  # the end of its name
+    output: str  # its suffix
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What an output has: rows, and of the input's rows those that got no vector."""
+    """Counts of an output: its rows, the input's bad rows, the tokens and the truncated texts."""
 
     rows: int
     bad: int
@@ -53,7 +53,7 @@ class Totals:
     truncated: int
 
     def plus(self, part: Part) -> Totals:
-        """With one part more."""
+        """These totals plus one part."""
         return Totals(
             self.rows + part.rows,
             self.bad + len(part.bad),
@@ -63,7 +63,7 @@ class Totals:
 
 
 def identify(path: Path) -> dict[str, object]:
-    """What an input is known by. Its time is, too: a change in its middle must not go unseen."""
+    """What identifies an input. Includes the modification time, to catch edits in the middle."""
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
         digest = hashlib.sha256(file.read(ENDS))
@@ -77,7 +77,7 @@ def identify(path: Path) -> dict[str, object]:
 
 
 class BulkJob:
-    """OUTPUT, OUTPUT.parts while it is made, OUTPUT.job.json once it is there."""
+    """OUTPUT, OUTPUT.parts while it is being made, and OUTPUT.job.json once it is complete."""
 
     def __init__(self, target: Path, plan: Plan) -> None:
         self.target, self.plan = target, plan
@@ -87,21 +87,21 @@ class BulkJob:
         self._done = _beside(target, ".job.json")
 
     def check_source(self, source: Path) -> None:
-        """StartupError where the input is one of the files that the job writes: OUTPUT, or beside.
+        """StartupError (64) if the input is a file that the job writes: OUTPUT or one beside it.
 
-        Compared as files, whatever they are called.
+        Compares the files, not their names.
         """
         for path in (self.target, self.errors, self._done):
             with contextlib.suppress(FileNotFoundError):
                 if path.samefile(source):
                     raise StartupError(
-                        f"{source}: is the same file as {path}, which is written; name another "
-                        "OUTPUT",
+                        f"{source}: is the same file as {path}, which this job writes; name "
+                        "another OUTPUT",
                         Exit.USAGE,
                     )
 
     def finished(self) -> Totals | None:
-        """What OUTPUT has, where it is there and this very job made it."""
+        """The totals of OUTPUT if this same job has already made it, else None."""
         done = _read(self._done)
         if done is None or done.get("plan") != self._record() or not self.target.exists():
             return None
@@ -111,20 +111,20 @@ class BulkJob:
             totals = Totals(**done["totals"])
         except (KeyError, TypeError):  # not what was written
             return None
-        self.parts.remove()  # killed before they were removed
+        self.parts.remove()  # left by a run that was killed before it removed them
         return totals
 
     @contextlib.contextmanager
     def open(self, overwrite: bool) -> Iterator[None]:
-        """Begin, or go on with what is finished; nobody else works on it meanwhile.
+        """Start or resume the job, and lock it against other processes.
 
-        StartupError where OUTPUT is there already or the parts are of another job, unless they are
-        to be overwritten; and where OUTPUT.parts has a file that no job wrote, in any case.
+        StartupError if OUTPUT exists or the parts belong to another job, unless `overwrite`; if
+        OUTPUT.parts has a file that no job wrote; and if another process holds the lock.
         """
         begun = (self.directory / RECORD).exists()
         if os.path.lexists(self.target) and not begun and not overwrite:
             raise StartupError(
-                f"{self.target}: exists, and is not of this very job; name another file, or say "
+                f"{self.target}: exists, but not from this same job; name another file, or pass "
                 "--overwrite",
                 Exit.CANTCREAT,
             )
@@ -146,7 +146,7 @@ class BulkJob:
             yield
 
     def finish(self, facts: Mapping[str, object], output: Output) -> Totals:
-        """Join the parts into OUTPUT, say what it is beside it, and remove them."""
+        """Join the parts into OUTPUT, describe it in OUTPUT.job.json, and remove the parts."""
         totals = Totals(0, 0, 0, 0)
         for part in self.parts:
             totals = totals.plus(part)
@@ -181,11 +181,11 @@ class BulkJob:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StartupError(
-                f"{self.directory}: another process is at work on it", Exit.UNAVAILABLE
+                f"{self.directory}: another process is working on it", Exit.UNAVAILABLE
             ) from None
 
     def _check_record(self) -> None:
-        """Write down what the job is, or compare it with what is written down."""
+        """Write job.json, or compare the job with what job.json says."""
         path, now = self.directory / RECORD, self._record()
         before = _read(path)
         if before is None:
@@ -194,13 +194,16 @@ class BulkJob:
             self._write_record(now)
             return
         odd = [name for name in now if before.get(name) != now[name]]
-        # Up to the first bad row all ways of treating one are the same, and past it `stop` wrote
-        # nothing.
+        # --on-error makes no difference before the first bad row, and with `stop` no part after it
+        # was written.
         if odd == ["on_error"] and before.get("on_error") == "stop":
             self._write_record(now)
         elif odd:
             found = "; ".join(f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in odd)
-            raise StartupError(f"{self.directory}: begun with {found}; {_AGAIN}", Exit.CANTCREAT)
+            raise StartupError(
+                f"{self.directory}: the job began with other settings: {found}; {_AGAIN}",
+                Exit.CANTCREAT,
+            )
 
     def _write_record(self, record: Mapping[str, object]) -> None:
         path = self.directory / RECORD
@@ -208,7 +211,7 @@ class BulkJob:
         write_whole(path, temporary, lambda file: _write_json(file, record))
 
 
-_AGAIN = "to begin anew, say --overwrite"
+_AGAIN = "to start over, pass --overwrite"
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -1,4 +1,4 @@
-"""JSON Lines in: an object a line; its other keys are kept byte for byte."""
+"""Reads JSON Lines: one object per line; its other keys are kept byte for byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
-    """A line with its number and the position after it; None where it is longer than MAX_LINE."""
+    """A line, its number and the position after it; content is None if longer than MAX_LINE."""
 
     number: int
     end: int
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 def lines(file: BinaryIO, start: int, number: int) -> Iterator[Line]:
-    """Read lines from a position on; however long they are, memory is bounded."""
+    """Read lines from byte `start` on. Memory is bounded, however long they are."""
     end = file.seek(start)
     while content := file.readline(MAX_LINE + 1):
         end += len(content)
@@ -53,7 +53,7 @@ def lines(file: BinaryIO, start: int, number: int) -> Iterator[Line]:
 
 
 class JsonLinesReader:
-    """A file of an object a line. Lines without anything are no rows."""
+    """A file with one object per line. Blank lines are not rows."""
 
     rows = None
 
@@ -86,23 +86,23 @@ class JsonLinesReader:
 
 
 def _parse(line: bytes | None, selection: Selection) -> tuple[str | Problem, bytes]:
-    """The text or what is wrong, and the object: an empty one where there is none."""
+    """The text or the problem, and the object's bytes: an empty object if there is none."""
     if line is None:
         return Problem("line_too_long", f"more than {MAX_LINE} bytes"), b"{}"
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        return Problem("invalid_json", f"no JSON in UTF-8 at character {error.pos}"), b"{}"
+        return Problem("invalid_json", f"not JSON in UTF-8, at character {error.pos}"), b"{}"
     if not isinstance(value, dict):
-        return Problem("invalid_type", "the line is no object"), b"{}"
+        return Problem("invalid_type", "the line is not an object"), b"{}"
     if line.count(b"[") + line.count(b"{") > MOST_DEPTH and is_deep(value, MOST_DEPTH):
         return Problem("invalid_json", f"nested deeper than {MOST_DEPTH}"), b"{}"
     if selection.vector in value and selection.kept([selection.vector]):
         kept = {name: content for name, content in value.items() if name != selection.vector}
-        problem = Problem("column_exists", f"{selection.vector} is there already")
+        problem = Problem("column_exists", f"the row already has {selection.vector}")
         return problem, orjson.dumps(kept)
     if selection.text not in value:
-        return Problem("missing_column", f"there is no {selection.text}"), line.strip()
+        return Problem("missing_column", f"the row has no {selection.text}"), line.strip()
     return text_of(value[selection.text], selection.text), line.strip()
 
 
@@ -118,7 +118,7 @@ def is_deep(value: object, most: int) -> bool:
 
 
 class JsonColumns:
-    """Objects as they stood in the input."""
+    """Objects as they are in the input."""
 
     def __init__(self, objects: list[bytes], selection: Selection) -> None:
         self._objects, self._selection = objects, selection
@@ -132,7 +132,7 @@ class JsonColumns:
         return arrow.table_of_objects(self.objects(rows))
 
     def _filtered(self, content: bytes) -> bytes:
-        # Not by orjson: here integers have any number of digits.
+        # Not orjson: integers may have any number of digits.
         value = json.loads(content)
         kept = {name: value[name] for name in self._selection.kept(value)}
         return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode()

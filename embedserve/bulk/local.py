@@ -1,4 +1,4 @@
-"""Chunks on the lanes of this process."""
+"""Embeds chunks on the lanes of this process."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Local:
 
     @property
     def place(self) -> float:
-        """How much of the input the chunks in work are, as far as they are done."""
+        """How much of the open chunks is done, in bytes of the input, or in rows of Parquet."""
         return sum(
             (chunk.cut.end - chunk.cut.start) * work.part_done
             for chunk, work in tuple(self._waiting)
         )
 
     def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
-        """The part of each chunk, in their order."""
+        """The part of each chunk, in order."""
         for cut in cuts:
             chunk = self._reader.read(cut)
             self._waiting.append((chunk, self._pipeline.submit(chunk.texts)))

@@ -14,21 +14,21 @@ from embedserve.bulk.outputs import Output, Vectors
 from embedserve.bulk.parts import Part
 from embedserve.bulk.pipeline import EmbeddedChunk
 
-# What becomes of a bad row: left out, kept without a vector, or the end of the job.
+# What to do with a bad row: leave it out, keep it without a vector, or end the job.
 ON_ERROR = ("skip", "null", "stop")
 DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Makes parts of one output; where it runs does not matter."""
+    """Makes parts of one output, in this process or on a node of a cluster."""
 
     output: Output
     dtype: np.dtype[Any]
     on_error: str
 
     def part(self, chunk: Chunk, embedded: EmbeddedChunk) -> Part:
-        """The part of one chunk: with `stop` as with `null`, whoever writes it looks at `bad`."""
+        """The part of one chunk. `stop` is like `null` here: the caller looks at `bad` and ends."""
         vectors, too_large = _cast(embedded.vectors, self.dtype)
         problems = {**chunk.problems, **embedded.problems, **too_large}
         rows: Sequence[int] = range(len(chunk.texts))
@@ -48,7 +48,7 @@ class Maker:
 
 
 def _cast(vectors: Floats, dtype: np.dtype[Any]) -> tuple[Vectors, dict[int, Problem]]:
-    """The vectors in the type asked for, NaN where a finite one has no place in it."""
+    """Cast the vectors to `dtype`. A row that overflows becomes NaN and gets a problem."""
     with np.errstate(over="ignore"):
         cast = vectors.astype(dtype, copy=False)
     rows = np.flatnonzero(np.isinf(cast).any(axis=1))

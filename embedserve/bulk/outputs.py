@@ -1,4 +1,4 @@
-"""What an output is made of, by the end of its name: payloads of parts, and their join."""
+"""The formats of an output, by its suffix: the payload of each part, and how parts are joined."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from embedserve.bulk.chunks import Columns
 from embedserve.bulk.parts import Parts
 from embedserve.errors import Exit, StartupError
 
-Vectors = NDArray[np.floating[Any]]  # (rows, dim), little-endian; NaN where there is none
+Vectors = NDArray[np.floating[Any]]  # (rows, dim), little-endian; NaN for a missing vector
 
-# A row group of Parquet holds the rows of as many parts as have so many bytes. Its writer takes
-# some 100 MB beside, whatever the size of the file.
+# A row group of Parquet collects parts until they have this many bytes. The writer needs about
+# 100 MB more, whatever the size of the file.
 GROUP_BYTES = 16 * 2**20
 
 
 class Output(Protocol):
     """One format. `name` is the column of the vectors, (rows, dimension) of `dtype`."""
 
-    # What becomes of a bad row unless something else is asked for.
+    # The format's default for --on-error.
     on_error: str
 
     def __init__(self, name: str, dimension: int, dtype: np.dtype[Any]) -> None: ...
 
     def payload(self, columns: Columns, rows: Sequence[int], vectors: Vectors) -> bytes:
-        """These rows of a chunk, with the vectors that belong to them."""
+        """Encode these rows of a chunk and their vectors."""
 
     def join(self, parts: Parts, facts: Mapping[str, object], file: BinaryIO) -> None:
-        """Write the whole output. `facts` say how it was made, where the format has a place."""
+        """Write the whole output. `facts` say how it was made, for formats that can store it."""
 
 
 class Npy:
-    """numpy's format 1.0: the matrix alone. A row is known by its place."""
+    """numpy's format 1.0: only the matrix. A row is identified by its index."""
 
     on_error = "null"
 
@@ -61,7 +61,7 @@ class Npy:
 
 
 class JsonLines:
-    """An object a line: what is kept of the input's row, and the vector last."""
+    """One object per line: what is kept of the input's row, then the vector."""
 
     on_error = "skip"
 
@@ -81,7 +81,7 @@ class JsonLines:
             shutil.copyfileobj(payload, file)
 
     def _rendered(self, vectors: Vectors) -> Iterator[bytes]:
-        """Each as the shortest decimals that give back the same numbers; null without one."""
+        """Each vector as the shortest decimals that give back the same numbers; null if missing."""
         rounded = np.ascontiguousarray(vectors.astype(self._dtype, copy=False), np.float32)
         for missing, row in zip(np.isnan(rounded[:, :1]).ravel().tolist(), rounded, strict=True):
             yield b"null" if missing else orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -121,7 +121,7 @@ class Parquet:
         first = next(tables, None)
         schema = pa.schema([(self._name, self._type)]) if first is None else first.schema
         schema = schema.with_metadata({"embedserve": json.dumps(facts)})
-        # Vectors have no two equal numbers: a dictionary of them would be tried in vain.
+        # Numbers in vectors hardly repeat: a dictionary of them would be wasted work.
         others = [name for name in schema.names if name != self._name]
         with parquet.ParquetWriter(
             file, schema, compression="zstd", use_dictionary=others, write_statistics=others
@@ -130,7 +130,7 @@ class Parquet:
                 writer.write_table(pa.concat_tables(group))
 
     def _tables(self, parts: Parts) -> Iterator[Any]:
-        """Each part's table; what came as JSON gets the types that the values of all parts have."""
+        """Each part's table. JSON columns get the types that fit the values of all parts."""
         pa = arrow.load()
         types: dict[str, str] | None = None
         for _, payload in parts.payloads():
@@ -140,7 +140,7 @@ class Parquet:
                 continue
             types = types or arrow.unite(_kinds(parts))
             table = stream.read_all()
-            objects, vectors = table.columns  # by place: names may be anything
+            objects, vectors = table.columns  # by position: names may be anything
             yield pa.table({**arrow.typed(objects, types), self._name: vectors})
 
     def _array(self, vectors: Vectors) -> Any:
@@ -158,7 +158,7 @@ def _kinds(parts: Parts) -> Iterator[dict[str, list[str]]]:
 
 
 def _groups(tables: Iterable[Any]) -> Iterator[list[Any]]:
-    """Tables of GROUP_BYTES together."""
+    """Group tables until a group has GROUP_BYTES."""
     group: list[Any] = []
     for table in tables:
         group.append(table)
@@ -178,11 +178,11 @@ OUTPUTS: Mapping[str, type[Output]] = {
 
 
 def check_output(path: Path) -> type[Output]:
-    """The format of an output by its name. StartupError where it is none, or cannot be there."""
+    """The format for an output's suffix. StartupError if there is none, or the path is unusable."""
     if path.suffix.lower() not in OUTPUTS:
         raise StartupError(f"{path}: an output ends in one of {', '.join(OUTPUTS)}", Exit.USAGE)
     if not path.parent.is_dir():
-        raise StartupError(f"{path}: {path.parent} is no directory", Exit.CANTCREAT)
+        raise StartupError(f"{path}: {path.parent} is not a directory", Exit.CANTCREAT)
     if path.exists() and not path.is_file():
-        raise StartupError(f"{path}: is no regular file; name another", Exit.CANTCREAT)
+        raise StartupError(f"{path}: is not a regular file; name another", Exit.CANTCREAT)
     return OUTPUTS[path.suffix.lower()]

@@ -1,4 +1,4 @@
-"""Parquet in, by batches of rows: its columns are kept with their types."""
+"""Reads Parquet in batches of rows; columns keep their types."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from embedserve.escapes import shortened
 
 
 class ParquetReader:
-    """A file of row groups. Rows are counted, from 1 in messages."""
+    """A Parquet file. Positions are rows from 0; messages count them from 1."""
 
     def __init__(self, path: Path, selection: Selection, chunk_rows: int) -> None:
         arrow.load()
@@ -50,7 +50,7 @@ class ParquetReader:
                 )
         self._columns = list(dict.fromkeys([*self._kept, selection.text]))
         self._batches: Iterator[Any] = iter(())
-        self._place = -1  # the row that comes next of them; none has been asked for
+        self._place = -1  # the row that `_batches` gives next; -1: nothing was read yet
 
     def cuts(self, after: Cut | None) -> Iterator[Cut]:
         first = after.end if after else 0
@@ -81,7 +81,7 @@ class ParquetReader:
                 yield Problem("invalid_utf8", f"{name} is not UTF-8")
 
     def _seek(self, place: int) -> None:
-        """Stand before a row: whole groups before it are passed over unread."""
+        """Move to a row. Whole row groups before it are skipped unread."""
         self._place = group = 0
         while self._place + (rows := self._file.metadata.row_group(group).num_rows) <= place:
             self._place += rows
@@ -99,7 +99,7 @@ class ParquetReader:
         while rows:
             batch = next(self._batches, None)
             if batch is None:
-                raise ValueError("there are fewer rows than its footer says")
+                raise ValueError("the file has fewer rows than its footer says")
             if len(batch) > rows:
                 self._batches = itertools.chain([batch.slice(rows)], self._batches)
                 batch = batch.slice(0, rows)
@@ -110,12 +110,12 @@ class ParquetReader:
 
 def _open(path: Path) -> Any:
     parquet = arrow.load("pyarrow.parquet")
-    path.stat()  # what is not there is no damaged file
+    path.stat()  # a missing file is an OSError, not a damaged file
     try:
         return parquet.ParquetFile(path)
     except MemoryError:
         raise
-    except Exception as error:  # beside pyarrow's own, any of Python's
+    except Exception as error:  # pyarrow's own, or any of Python's
         raise StartupError(f"{path}: cannot be read as Parquet: {error}", Exit.DATAERR) from error
 
 
@@ -128,9 +128,9 @@ def _check_text(kind: Any, column: str, path: Path) -> None:
 
 
 def _chunk_rows(metadata: Any, most: int) -> int:
-    """Rows of a chunk: fewer than `most` where so many would have more than CHUNK_BYTES.
+    """Rows per chunk: `most`, or fewer to keep a chunk within CHUNK_BYTES.
 
-    ValueError where the footer contradicts itself.
+    ValueError if the footer contradicts itself.
     """
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     rows, size = (
@@ -138,7 +138,7 @@ def _chunk_rows(metadata: Any, most: int) -> int:
         sum(group.total_byte_size for group in groups),
     )
     if size < 0 or min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-        raise ValueError(f"row groups of {rows[:10]} rows, and {metadata.num_rows} in all")
+        raise ValueError(f"row groups of {rows[:10]} rows, but {metadata.num_rows} in all")
     return max(1, min(most, CHUNK_BYTES * metadata.num_rows // size)) if size else most
 
 
@@ -166,7 +166,7 @@ class ArrowColumns:
 
 
 def _sound(table: Any) -> tuple[Any, dict[int, Problem]]:
-    """The table with null for values that are none of their column's type, and their rows."""
+    """Replace values that are invalid for their column's type by null; return their rows too."""
     problems: dict[int, Problem] = {}
     for number, name in enumerate(table.column_names):
         bad = arrow.unsound(table.column(number))
@@ -181,5 +181,5 @@ def _sound(table: Any) -> tuple[Any, dict[int, Problem]]:
 
 
 def _json(value: object) -> str:
-    """What JSON has no form for: binary as base64, decimals and others as text."""
+    """Values that JSON does not have: binary as base64, decimals and others as text."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

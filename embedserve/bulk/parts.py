@@ -1,4 +1,4 @@
-"""The finished chunks of a job on disk: one file each, whole or not there."""
+"""The finished chunks of a job on disk: one file each, complete or absent."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _TEMPORARY = re.compile(r"(?:\d{8,}\.part|job\.json|output|errors|done)\.tmp")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One chunk as it will stand in the output: `payload` is what the output's format made of it.
+    """One finished chunk; `payload` is its rows, encoded for the output's format.
 
-    `rows` are those in the output, and `bad` those of the input that got no vector.
+    `rows` counts the rows in the output, `bad` lists the input's rows that got no vector.
     """
 
     cut: Cut
@@ -46,29 +46,29 @@ class Parts:
         self.directory = directory
 
     def check(self) -> None:
-        """StartupError where the directory is no directory of a job: it is left as it is."""
+        """StartupError if the directory is not a job's. Changes nothing in it."""
         if self.directory.is_symlink() or not self.directory.is_dir():
             raise StartupError(
-                f"{self.directory}: is a link or no directory; move it away, or name another "
+                f"{self.directory}: is a link or not a directory; move it away, or name another "
                 "OUTPUT",
                 Exit.CANTCREAT,
             )
         for path in self.directory.iterdir():
             if not _is_own(path):
                 raise StartupError(
-                    f"{path}: is not of embedserve, which would remove {self.directory} at its "
-                    "end; move it away, or name another OUTPUT",
+                    f"{path}: is not a file of embedserve, and a finished job removes "
+                    f"{self.directory}; move it away, or name another OUTPUT",
                     Exit.CANTCREAT,
                 )
 
     def clear(self) -> None:
-        """Remove what another job finished: its record last, and the lock stays."""
+        """Remove the parts of another job, its record last. The lock stays."""
         own = [p for p in self.directory.iterdir() if _is_own(p) and p.name != LOCK]
         for path in sorted(own, key=lambda path: path.name == RECORD):
             path.unlink()
 
     def remove(self) -> None:
-        """Remove the directory; what somebody else put there stays, and with it the directory."""
+        """Remove the job's files, and the directory unless it holds files of others."""
         if self.directory.is_symlink() or not self.directory.is_dir():
             return
         self.clear()
@@ -77,18 +77,18 @@ class Parts:
             self.directory.rmdir()
 
     def write(self, path: Path, kind: str, write: Callable[[BinaryIO], None]) -> None:
-        """Write a file beside the directory. Until it is complete it is inside, named `kind`."""
+        """Write a file beside the directory. Until complete, it is `kind`.tmp in the directory."""
         write_whole(path, self.directory / f"{kind}{TEMPORARY}", write)
 
     def cuts(self) -> dict[int, Cut]:
-        """The chunks that are finished, by number; what was half written is removed."""
+        """The finished chunks by number. Removes files that were not completely written."""
         for path in self.directory.iterdir():
             if _TEMPORARY.fullmatch(path.name):
                 path.unlink()
         return {part.cut.number: part.cut for part in self}
 
     def put(self, part: Part) -> None:
-        """Write a part so that it is whole or not there, whatever happens."""
+        """Write a part: it is complete or absent, whatever happens."""
         head = asdict(part)
         del head["payload"]
 
@@ -106,7 +106,7 @@ class Parts:
                 yield _head(file, path)
 
     def payloads(self) -> Iterator[tuple[Part, BinaryIO]]:
-        """Each part and the file that stands at its payload, in the order of the input."""
+        """Each part and its file, positioned at the payload, in the order of the input."""
         for path in self._paths():
             with path.open("rb") as file:
                 yield _head(file, path), file
@@ -130,26 +130,26 @@ def _head(file: BinaryIO, path: Path) -> Part:
 
 
 def _broken(path: Path) -> StartupError:
-    return StartupError(f"{path}: is not what was written; remove it, and run again", Exit.DATAERR)
+    return StartupError(f"{path}: is damaged; remove it, and run again", Exit.DATAERR)
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a name is one of a job's, and a file: what a link names is somebody else's."""
+    """Whether a path is a regular file with a name of a job's; a link is not ours."""
     name = path.name
     is_named = name in (RECORD, LOCK) or _NAME.fullmatch(name) or _TEMPORARY.fullmatch(name)
     return bool(is_named) and stat.S_ISREG(path.lstat().st_mode)
 
 
 def write_whole(path: Path, temporary: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under another name, bring it to the disk, and give it its name.
+    """Write a file under a temporary name, sync it, and rename it.
 
-    No link is followed: what stands under either name is replaced. StartupError names the file
-    where the disk does not take it.
+    Follows no link: it replaces whatever has either name. StartupError (73) names the file if the
+    disk refuses it.
     """
     try:
         atomic_write.write(path, temporary, write)
     except OSError as error:
         raise StartupError(
-            f"{path}: {error.strerror}; what is finished is kept: run the same command again",
+            f"{path}: {error.strerror}; finished chunks are kept: run the same command again",
             Exit.CANTCREAT,
         ) from error

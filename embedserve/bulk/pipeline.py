@@ -1,8 +1,8 @@
-"""Texts -> vectors at the best rate of these cores: lanes that always have work, and nothing else.
+"""Texts -> vectors as fast as these cores allow: lanes that always have work, and nothing else.
 
-A lane takes one piece of work at a time: a slice of texts to tokenize, which goes first, or a pass.
-The passes of a chunk are cut once all of it is tokenized, from its longest text to its shortest, so
-that each has near-equal lengths; those of the next chunk follow without a gap.
+A lane takes one piece of work at a time: a slice of texts to tokenize, or a pass. Slices go first.
+Once all of a chunk is tokenized it is cut into passes, from its longest text to its shortest, so
+that the lengths in each pass are similar. The passes of the next chunk follow without a gap.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from embedserve.model.request import Truncate
 from embedserve.model.stop import Stop
 from embedserve.model.tokenizer import SLICE_CHARACTERS, slices
 
-# What a lane takes first.
+# Priorities: a lane takes the lowest first.
 END, TOKENIZE, RUN = 0, 1, 2
 _NON_FINITE = Problem("non_finite_embedding", "the vector has a NaN, an infinity or only zeros")
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What is done to every text: prompt before it, cut of a longer one, dimensions kept."""
+    """What is done to every text: the prompt, how it is truncated, the dimensions kept."""
 
     prompt: str
     truncate: Truncate
@@ -44,7 +44,7 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedChunk:
-    """Vectors (n, dim) float32 of a chunk's texts; NaN where there is none, with its problem."""
+    """Vectors (n, dim) float32 of a chunk's texts. A missing one is NaN; `problems` says why."""
 
     vectors: Floats
     problems: dict[int, Problem]
@@ -54,15 +54,15 @@ class EmbeddedChunk:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A chunk's texts on their way. Lanes write to it under the pipeline's lock."""
+    """A chunk in progress. Lanes that run its passes write to it under the pipeline's lock."""
 
     texts: Sequence[str | None]
     vectors: Floats
     future: Future[EmbeddedChunk] = field(default_factory=Future)
     problems: dict[int, Problem] = field(default_factory=dict)
-    # By place: the ids and their number before a cut.
+    # By index: the ids and their number before truncation.
     encoded: dict[int, tuple[Ints, int] | Problem] = field(default_factory=dict)
-    # Of each sequence: where it stands in the chunk, often more than once in a corpus.
+    # Each sequence's indexes in the chunk: texts often repeat in a corpus.
     places: dict[bytes, list[int]] = field(default_factory=dict)
     sequences: list[Ints] = field(default_factory=list)
     tokens: int = 0
@@ -72,7 +72,7 @@ class Work:
 
     @property
     def part_done(self) -> float:
-        """How much of its tokens was run, 0 to 1; 0 until all texts are tokenized."""
+        """The share of its tokens that was run, 0 to 1; 0 until all texts are tokenized."""
         return self.tokens_done / self.tokens if self.tokens else 0.0
 
 
@@ -83,7 +83,7 @@ class _Item(NamedTuple):
 
 
 class Pipeline:
-    """Lanes on one model. `submit` may be called by any thread, for one chunk after the other."""
+    """Lanes on one model. Any thread may call `submit`, for one chunk after the other."""
 
     def __init__(self, model: Model, how: How, lanes: int, tokens_per_pass: int) -> None:
         self._encoder, self._tokenizer, self._how = model.encoder, model.tokenizer, how
@@ -91,9 +91,9 @@ class Pipeline:
         self._queue: PriorityQueue[_Item] = PriorityQueue()
         self._lock = threading.Lock()
         self._number = 0
-        self.texts = self.tokens = 0  # that were embedded so far
+        self.texts = self.tokens = 0  # embedded so far
         self._closed = False
-        self._stops: dict[int, Stop] = {}  # by thread: what ends the pass it runs
+        self._stops: dict[int, Stop] = {}  # by thread: stops the pass that it runs
         self._threads = [
             threading.Thread(target=self._serve, name=f"{THREADS}{i}", daemon=True)
             for i in range(lanes)
@@ -102,7 +102,7 @@ class Pipeline:
             thread.start()
 
     def submit(self, texts: Sequence[str | None]) -> Work:
-        """Start a chunk; its future gives the vectors. None gets none."""
+        """Start a chunk; its future gives the vectors. A text that is None gets no vector."""
         work = Work(texts, np.full((len(texts), self._encoder.dimension), np.nan, np.float32))
         places = [place for place, text in enumerate(texts) if text is not None]
         asked = [text for text in texts if text is not None]
@@ -115,7 +115,7 @@ class Pipeline:
         return work
 
     def close(self) -> None:
-        """End the lanes and the passes they run; what was not done is never done."""
+        """End the lanes and the passes that they run. Work that is left is dropped."""
         self._closed = True
         for _ in self._threads:
             self._queue.put(self._item(END, None))
@@ -137,7 +137,7 @@ class Pipeline:
             return _Item(priority, self._number, do)
 
     def _guarded(self, work: Work, do: Callable[..., None], *arguments: object) -> None:
-        """Whatever is raised in a lane must reach who waits for the chunk."""
+        """Do one piece of work. Whatever it raises goes to the chunk's future."""
         try:
             do(work, *arguments)
         except BaseException as error:
@@ -155,11 +155,11 @@ class Pipeline:
             self._cut(work)
 
     def _encoded(self, texts: list[str]) -> list[tuple[Ints, int] | Problem]:
-        """Ids of each text and their number before a cut, or why it has none."""
+        """Each text's ids and their number before truncation, or why it has none."""
         try:
             encoded = self._tokenizer.encode(texts, self._how.prompt, self._how.truncate)
         except RequestError as error:
-            if len(texts) > 1:  # one of them: only alone does each say it of itself
+            if len(texts) > 1:  # one of them failed: encode each alone, to see which
                 return [alone for text in texts for alone in self._encoded([text])]
             return [Problem(error.code, error.message.replace("input[0]", "the text"))]
         return list(zip(encoded.sequences, encoded.totals, strict=True))
@@ -202,7 +202,7 @@ class Pipeline:
             self._finish(work)
 
     def _rows(self, sequences: list[Ints]) -> list[Floats | Problem]:
-        """Run one pass; where it fails, find the offender by halves: it fails alone."""
+        """Run one pass. If it fails, run each half, until the bad sequence fails alone."""
         encoder, stop = self._encoder, Stop()
         self._stops[threading.get_ident()] = stop
         if self._closed:
@@ -228,7 +228,7 @@ class Pipeline:
 
 
 def cut(lengths: Sequence[int], shape: Shape, tokens_per_pass: int) -> Iterator[list[int]]:
-    """Indexes of the sequences of each pass, the longest first: near lengths within the budget."""
+    """Indexes of each pass's sequences, longest first: similar lengths, within the budget."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     start = 0
     while start < len(order):

@@ -1,4 +1,4 @@
-"""How far a job is, on standard error: one line that changes, or one now and then in a log."""
+"""A job's progress on standard error: one line that is updated, or one every 30 s in a log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from embedserve.bulk.chunks import BadRow
 from embedserve.errors import MOST_CHARACTERS
 from embedserve.escapes import escaped, shortened
 
-# A terminal's line is drawn anew so often; where no terminal is, a line is written so often.
+# Seconds between updates of the line on a terminal, and between lines in a log.
 REDRAW, WRITE = 0.5, 30.0
-# So many bad rows are shown by a run; the others are counted.
+# A run shows this many bad rows; the others are counted.
 MOST_SHOWN = 20
 
 
 class State(NamedTuple):
-    """How far: `place` of `end` of the input, and what this run embedded."""
+    """Progress: `place` of `end` of the input, and the texts and tokens that this run embedded."""
 
     place: float
     end: float
@@ -29,7 +29,7 @@ class State(NamedTuple):
 
 
 class Progress:
-    """Shows a state that it asks for, in a thread of its own, while it is entered."""
+    """Shows what `state` returns, in a thread of its own, inside a with statement."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Progress:
                 self._write(f"embedserve: {self._bad - MOST_SHOWN:,} more bad rows\n")
 
     def report(self, rows: tuple[BadRow, ...]) -> None:
-        """Say which rows are bad, the first of them."""
+        """Show the first bad rows of the run and count the others."""
         with self._lock:
             shown = rows[: max(0, MOST_SHOWN - self._bad)]
             self._bad += len(rows)
@@ -90,7 +90,7 @@ class Progress:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except OSError:  # nobody reads it: the work goes on
+        except OSError:  # nobody reads it: the job goes on
             self._ended.set()
 
 
@@ -99,7 +99,7 @@ def _said(row: BadRow) -> str:
 
 
 def line(state: State, first: float, seconds: float) -> str:
-    """What is done, how fast, and when it will be: of what this run did from `first` on.
+    """The share done, the speed and the time left. This run began at `first`, `seconds` ago.
 
     >>> line(State(50, 100, 1000, 30_000), 0, 10.0)
     ' 50.0 %  1,000 texts  100 texts/s  3,000 tokens/s  0:00:10 left'

@@ -1,9 +1,9 @@
-"""Chunks on a Ray cluster: the same chunks, and the same parts, made by actors on its nodes.
+"""Embeds chunks on a Ray cluster: actors on its nodes make the same parts from the same chunks.
 
-One actor on this node reads chunks one after the other; actors that hold the model turn them into
-parts, which this process writes. Ray does again what a killed worker or node had in hand; whatever
-is missing when it gives up is done in another round, until a round brings nothing, then alone: what
-no worker comes back with ends the job once everything else is done.
+One actor on this node reads chunks in order. Actors that hold the model turn them into parts, which
+this process writes. If a worker or node is killed, Ray retries its chunks. What is missing when Ray
+gives up goes into another round, until a round brings nothing; then each chunk is tried alone. If
+some still fail, the job ends with an error once everything else is done.
 """
 
 from __future__ import annotations
@@ -37,26 +37,27 @@ from embedserve.model import providers
 from embedserve.model.onnx_backend import VERSION
 from embedserve.system import process
 
-# Chunks of one round: what Ray knows of each, and what starting the actors takes, stay small
-# beside their work.
+# Chunks per round: few enough that Ray's bookkeeping stays small, and enough that starting the
+# actors costs little beside the work.
 ROUND = 5000
-# Chunks that an actor has at a time: while lanes run one, the next is tokenized, and others arrive.
+# Chunks that an actor has, and works on: while lanes run one, the next is tokenized; others arrive.
 IN_HAND, AT_WORK = 4, 2
-# How often Ray gives a chunk to another worker when one died with it; otherwise it never ends.
+# How often Ray retries a chunk whose worker died; without a limit it would never end.
 RETRIES = 3
-# So many chunks of which a round brings none may all be in the hands of workers that one kills.
+# When a round brings nothing: up to this many chunks, one bad chunk may have killed all workers, so
+# each is tried alone. With more, the cluster itself does not work.
 ALONE = 64
 REACH_SECONDS = 10.0
 
-# Ray Data's rows: a cut's fields; then one column of objects, a chunk or a part, or why there is
-# none.
+# Ray Data's rows: first a cut's fields, then one column of objects: a chunk, a part, or the error
+# in its place.
 Row = Mapping[str, Any]
 _COLUMN = "content"
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """An input as its reader opens it, on the node where the job was started."""
+    """The input, as its reader opens it on the node where the job was started."""
 
     path: Path
     selection: Selection
@@ -75,7 +76,7 @@ class EmbedTask:
 
 
 def versions() -> tuple[str, ...]:
-    """What must be the same on every node, so that vectors are the same."""
+    """The versions that must be the same on every node, so that vectors are the same."""
     python = ".".join(platform.python_version_tuple()[:2])
     return f"embedserve {__version__}", f"onnxruntime {VERSION}", f"Python {python}"
 
@@ -101,7 +102,7 @@ class Read:
 
 
 class Embed:
-    """Holds the model. What it refuses it gives in a part's place: who dies tells nobody why."""
+    """Holds the model. Returns an error in place of a part: an actor that dies cannot say why."""
 
     def __init__(
         self, task: EmbedTask, shipped: Shipped, cores: int, wanted: tuple[str, ...]
@@ -127,7 +128,7 @@ class Embed:
         try:
             embedded = self._pipeline.submit(chunk.texts).future.result()
             return self._maker.part(chunk, embedded)
-        except Exception as error:  # whatever it is, the job must end with it
+        except Exception as error:  # whatever it is, it must end the job
             return StartupError(f"on {platform.node()}: {error!r}", Exit.SOFTWARE)
 
 
@@ -142,39 +143,39 @@ class Cluster:
         self._gpus = 1 if task.settings.provider == "cuda" else None
         self._cores, self._actors = cores, actors
         self.texts = self.tokens = 0
-        self.place = 0.0  # chunks in work are not looked into
+        self.place = 0.0  # the progress of open chunks is not known
         self._reason = ""  # why the last round ended early
 
     def parts(self, cuts: Iterable[Cut]) -> Generator[Part, None, None]:
-        """The part of each chunk, once. StartupError for those that nobody can make."""
+        """Each chunk's part, once. StartupError (69) at the end for parts that no worker made."""
         rest, given_up = iter(cuts), list[Cut]()
         while missing := {cut.number: cut for cut in islice(rest, ROUND)}:
             most, before = len(missing), math.inf
             while 0 < len(missing) < before:
                 before = len(missing)
                 yield from self._some(list(missing.values()), missing)
-            if len(missing) == most > ALONE:  # the cluster does nothing at all
+            if len(missing) == most > ALONE:  # the cluster does no work at all
                 given_up += missing.values()
                 break
-            for cut in list(missing.values()):  # which of them is it that workers die of?
+            for cut in list(missing.values()):  # one of them may kill its worker
                 yield from self._some([cut], missing)
             given_up += missing.values()
         if given_up:
             first = given_up[0]
             raise StartupError(
-                f"no worker came back with {len(given_up)} chunks, the first of them lines "
+                f"workers failed on {len(given_up)} chunks, the first of them lines "
                 f"{first.line} to {first.next_line - 1}{self._reason}",
                 Exit.UNAVAILABLE,
             )
 
     def close(self) -> None:
-        """Leave the cluster; actors that are at work end."""
+        """Leave the cluster. Actors that are still at work end."""
         import ray
 
         ray.shutdown()
 
     def _some(self, cuts: list[Cut], missing: dict[int, Cut]) -> Iterator[Part]:
-        """The parts that one round brings; what they are of is taken out of `missing`."""
+        """Yield the parts of one round, and remove their chunks from `missing`."""
         import ray
 
         try:
@@ -219,7 +220,7 @@ class Cluster:
                 max_task_retries=RETRIES,
             )
         )
-        # Closed here and not when it is collected: Ray must be at rest before it is left.
+        # Closed here, not by the garbage collector: Ray must be idle before we leave it.
         with contextlib.closing(iter(parts.iter_batches(batch_size=None))) as batches:
             for batch in batches:
                 for found in _unpacked(batch):
@@ -231,12 +232,12 @@ class Cluster:
 def open_cluster(
     address: str, artifacts_by: str, directory: Path, source: InputFile, task: EmbedTask
 ) -> Cluster:
-    """Join a cluster and give it the artifact. StartupError where there is none."""
+    """Join a cluster and give it the artifact. StartupError if no cluster answers."""
     ray = _import_ray()
     _join(ray, address, {"working_dir": str(directory)} if artifacts_by == "working-dir" else {})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_errored_blocks = -1  # a chunk that is given up does not end the round of others
+    context.max_errored_blocks = -1  # a chunk that Ray gives up does not end the round
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     cores = task.settings.lanes or min((count for count in cpus if count), default=1)
     actors = sum(count // cores for count in cpus)
@@ -246,7 +247,7 @@ def open_cluster(
 
 
 def _import_ray() -> Any:
-    # What its core says of its own objects says nothing to who runs a job.
+    # What Ray's core logs about its own objects means nothing to the user.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
@@ -277,13 +278,13 @@ def _join(ray: Any, address: str, environment: Mapping[str, str]) -> None:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StartupError(f"--ray {address}: {error}", Exit.UNAVAILABLE) from error
-    signal.signal(signal.SIGTERM, before)  # Ray puts its own in its place
+    signal.signal(signal.SIGTERM, before)  # ray.init has installed its own
 
 
 def _check_reachable(address: str) -> None:
-    """StartupError where nobody listens: Ray itself would try for minutes."""
+    """StartupError if nothing listens there: Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
-    if not colon:  # auto, or the name of a cluster: Ray says at once when there is none
+    if not colon:  # auto, or the name of a cluster: Ray itself fails at once if there is none
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
@@ -303,7 +304,7 @@ def _unpacked(batch: Row) -> Iterator[Any]:
 
 def _packed(values: Iterable[object]) -> Row:
     found = list(values)
-    column = np.empty(len(found), object)  # filled one by one: numpy would look into tuples
+    column = np.empty(len(found), object)  # filled one by one: numpy would unpack tuples
     for i, value in enumerate(found):
         column[i] = value
     return {_COLUMN: column}

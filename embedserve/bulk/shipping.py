@@ -1,7 +1,7 @@
 """How an artifact reaches the nodes of a Ray cluster: by path, working directory or object store.
 
-Whichever way it came, a node checks it as the server does at start: every digest, the fingerprint,
-and the golden vectors.
+However it arrives, a node checks it as the server does at start: every digest, the fingerprint, and
+the golden vectors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shipped(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ByPath:
-    """The same path on every node: of an image, a shared or a prepared disk."""
+    """The same path on every node: in the image, or on a shared or prepared disk."""
 
     path: Path
 
@@ -54,19 +54,19 @@ class ByWorkingDirectory:
 
 @dataclass(frozen=True, slots=True)
 class ByObjectStore:
-    """Files in Ray's object store, by name: a node fetches them once, from any that has them."""
+    """Files in Ray's object store, by name: each node fetches them once, from any that has them."""
 
     files: Mapping[str, Any]  # ObjectRef of (bytes,) uint8
 
     @classmethod
     def put(cls, directory: Path, ray: Any) -> ByObjectStore:
-        """Put each file of an artifact into the object store; it stays while this is held."""
+        """Put each file of an artifact into the object store; it stays while the result is held."""
         paths = [path for path in directory.iterdir() if path.is_file()]
         return cls({path.name: ray.put(np.fromfile(path, np.uint8)) for path in paths})
 
     @contextlib.contextmanager
     def directory(self) -> Iterator[Path]:
-        """Gone once it is loaded: what is mapped of it stays."""
+        """A temporary directory, removed after loading; files that are mapped stay readable."""
         import ray
 
         with tempfile.TemporaryDirectory(prefix="embedserve-") as place:
@@ -75,7 +75,7 @@ class ByObjectStore:
             yield Path(place)
 
 
-# --artifacts-by: what is done on the machine that starts the job, with the artifact's directory.
+# --artifacts-by: what the machine that starts the job does with the artifact's directory.
 SHIPPING: Mapping[str, Callable[[Path, Any], Shipped]] = {
     "path": lambda directory, ray: ByPath(directory),
     "working-dir": lambda directory, ray: ByWorkingDirectory(),

@@ -35,7 +35,7 @@ def _build(config: Any, layers: Layers) -> Built:
     x = layers.linear(x, mapping, config.embedding_size, hidden, bias=True)
     parts = PostNorm(layers, _NAMES, sizes)
     for n in range(count):
-        # In transformers' order of operations, for counts that the groups do not divide.
+        # transformers' order of operations, for layer counts that the groups do not divide.
         group = int(n / (count / config.num_hidden_groups))
         for inner in range(config.inner_group_num):
             x = parts.layer(x, f"encoder.albert_layer_groups.{group}.albert_layers.{inner}")
@@ -45,15 +45,15 @@ def _build(config: Any, layers: Layers) -> Built:
 _KEYS: Keys = {
     **bert.KEYS,
     **dict.fromkeys(("embedding_size", "num_hidden_groups", "inner_group_num")),
-    # Of the original's files; transformers' model reads none of them.
+    # In the original's files; transformers' model reads none of them.
     **dict.fromkeys(("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")),
     "layers_to_keep": None,
 }
 _IGNORED = (
-    r"pooler\..*",  # the modules after the model pool themselves
+    r"pooler\..*",  # unused: pooling is a module of its own
     r"(predictions|sop_classifier)\..*",  # heads of pre-training
     r"(qa_outputs|classifier)\..*",  # heads of fine-tuning
-    r"embeddings\.(position_ids|token_type_ids)",  # buffers that count, or are zero
+    r"embeddings\.(position_ids|token_type_ids)",  # buffers: 0, 1, 2, ... or zeros
 )
 
 FAMILIES = {"albert": Family(_KEYS, _build, prefixes=("albert.",), ignored=_IGNORED)}

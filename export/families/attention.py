@@ -1,15 +1,15 @@
 """Attention in onnxruntime's fused operators: causal, bidirectional, in windows, with a bias.
 
-A text's bits must not depend on its neighbours in the pass, and no (t, t) matrix may be held for a
-long text:
+A text's vector must not depend on its neighbours in the pass, not even in one bit, and a long text
+must not need a (t, t) matrix:
 
-- Causal: GroupQueryAttention, which takes each row's length and holds no such matrix at all. It
-  wants heads of a multiple of HEAD_STEP components, and for equal bits an even number of tokens
-  (even_length). onnxruntime's CPU provider has it in float32, its CUDA provider in float16 alone.
+- Causal: GroupQueryAttention, which takes each row's length and never holds such a matrix. It needs
+  heads of a multiple of HEAD_STEP components and, for equal bits, an even number of tokens
+  (even_length). onnxruntime's CPU provider has it in float32, its CUDA provider only in float16.
 - Bidirectional: MultiHeadAttention. A pass of more than LONGEST_MASKED tokens without any padding
-  takes its flash path, which knows no mask; every other pass the masked one. Whoever wants equal
-  bits gives longer texts to passes without padding only (Manifest.masked_up_to).
-- Bidirectional in a window: of longer texts in blocks as long as the window, each of which sees
+  takes its flash path, which has no mask; every other pass takes the masked path. For equal bits,
+  longer texts must run in passes without padding (Manifest.masked_up_to).
+- Bidirectional in a window: longer texts run in blocks as long as the window. Each block sees
   itself and half a window to either side.
 """
 
@@ -25,17 +25,17 @@ from export.families.graph_builder import Branch, GraphBuilder
 from export.families.rotary import tokens
 from export.files import refused
 
-# Below this many tokens both paths take the same time and little memory; above it the masked one's
+# Below this many tokens both paths take the same time and little memory; above it the masked path's
 # (t, t) matrix grows: at 8,192 tokens and 12 heads it is 3.2 GB.
 LONGEST_MASKED = 512
 
 # GroupQueryAttention's own limit.
 HEAD_STEP = 8
 
-# A block's scores are (2 * reach, 4 * reach): from here on one of them is a matrix of 4 million.
+# A block's scores are a matrix (2 * reach, 4 * reach): at this reach, of 8 million numbers.
 LARGEST_REACH = 1024
 
-# Added to what must not be seen: the weight is exactly 0, and a row that sees nothing stays finite.
+# Added to masked scores: their weight is exactly 0, and a row that sees nothing stays finite.
 _UNSEEN = -1e30
 
 
@@ -57,9 +57,9 @@ class Heads:
 
 
 class Attention:
-    """All layers' attention of one graph; masks and lengths are computed once a pass.
+    """All layers' attention of one graph; masks and lengths are computed once per pass.
 
-    `masked_up_to` is that of the manifest: set once a layer has two paths.
+    `masked_up_to` is the manifest's; it is set once a layer has two paths.
     """
 
     def __init__(self, graph: GraphBuilder, heads: Heads, scale: float) -> None:
@@ -74,9 +74,9 @@ class Attention:
         """query (b, t, width), key and value (b, t, shared_width) -> (b, t, width).
 
         `window`: each token sees itself and window - 1 before it. -1: all before it.
-        `softcap` c: scores s become c * tanh(s / c). 0: they stay; otherwise the operator holds
-        all of them, (heads, t, t).
-        StartupError when the operator cannot do heads of this size.
+        `softcap` c: scores s become c * tanh(s / c), and the operator holds all of them,
+        (heads, t, t). 0: scores stay as they are.
+        StartupError if the operator cannot do heads of this size.
         """
         if self._heads.size % HEAD_STEP:
             raise refused(
@@ -99,9 +99,9 @@ class Attention:
     def bidirectional(
         self, query: str, key: str, value: str, bias: str = "", added: str = ""
     ) -> str:
-        """As `causal`, each token seeing all. `bias` (1 or b, heads, t, t) is added to the scores.
+        """Like `causal`, but each token sees all. `bias` (1 or b, heads, t, t) is added to scores.
 
-        `added` (3 * width,) is added to query, key and value, which are then as wide.
+        `added` (3 * width,) is added to query, key and value, which must then all be as wide.
         """
         if not added:
             key, value = self._expanded(key), self._expanded(value)
@@ -116,9 +116,9 @@ class Attention:
         return self._graph.branch(self._is_long_and_full(), unmasked, masked)
 
     def windowed(self, query: str, key: str, value: str, reach: int) -> str:
-        """As `bidirectional`, each token seeing those at a distance of at most `reach`.
+        """Like `bidirectional`, but each token sees only those at most `reach` away.
 
-        StartupError when the reach is not from 1 to LARGEST_REACH.
+        StartupError if the reach is not from 1 to LARGEST_REACH.
         """
         if not 1 <= reach <= LARGEST_REACH:
             raise refused(
@@ -151,7 +151,7 @@ class Attention:
             zero = graph.constant("int32[0]", np.array([0], np.int32))
             lengths = graph.node("ReduceSum", [self.mask(), graph.integers(1)], keepdims=0)
             last = graph.node("Sub", [lengths, one])
-            graph.node("Max", [last, zero], "last_positions")  # a row without tokens fails else
+            graph.node("Max", [last, zero], "last_positions")  # else a row without tokens fails
             graph.node("Cast", [tokens(graph)], "padded_length", to=TensorProto.INT32)
         return "last_positions", "padded_length"
 
@@ -162,7 +162,7 @@ class Attention:
         return name
 
     def _in_blocks_from(self, reach: int) -> str:
-        """Whether the pass goes in blocks: up to two of them the whole has no more scores."""
+        """Whether the pass runs in blocks. Up to two blocks, the whole has no more scores."""
         return self._longer_than(max(LONGEST_MASKED, 4 * reach))
 
     def _is_long_and_full(self) -> str:
@@ -174,7 +174,7 @@ class Attention:
         return "is_long_and_full"
 
     def _window_bias(self, reach: int) -> str:
-        """What must not be seen, as the path that is taken needs it: see the two below."""
+        """The bias that masks tokens, in the shape of the path that is taken: see the two below."""
         graph, name = self._graph, f"window_bias_{reach}"
         if not graph.has(name):
             self._block_lengths(reach)
@@ -185,7 +185,7 @@ class Attention:
         return name
 
     def _whole_bias(self, branch: Branch, reach: int) -> None:
-        """(b, 1, t, t): what is too far away, and padding."""
+        """(b, 1, t, t): masks tokens that are too far away, and padding."""
         graph = self._graph
         bounds = [graph.integer(0), tokens(graph), graph.integer(1)]
         branch.node("Range", bounds, "row")
@@ -199,7 +199,7 @@ class Attention:
         branch.node("Where", ["seen", graph.number(0.0), graph.number(_UNSEEN)], "bias")
 
     def _block_bias(self, branch: Branch, reach: int) -> None:
-        """(b * blocks, 1, size, 2 * size): each block's pattern, and what is no token."""
+        """(b * blocks, 1, size, 2 * size): masks tokens that are too far away, and padding."""
         graph, size = self._graph, 2 * reach
         _, padding = self._block_lengths(reach)
         branch.node("Add", [padding, graph.integers(reach)], "back")
@@ -235,7 +235,7 @@ class Attention:
     def _in_blocks(self, branch: Branch, query: str, key: str, value: str, reach: int) -> None:
         """Blocks of 2 * reach queries, each with the 4 * reach keys around it, as a batch.
 
-        Of keys padded by `reach` in front, block i sees those from 2 * reach * i on.
+        The keys are padded by `reach` in front: block i sees those from 2 * reach * i on.
         """
         graph, size, width = self._graph, 2 * reach, self._heads.width
         length, padding = self._block_lengths(reach)
@@ -258,7 +258,7 @@ class Attention:
         branch.node("Slice", ["padded_mixed", zero, "ends", graph.integers(1)], "mixed")
 
     def _halves(self, branch: Branch, x: str, output: str, size: int, split: str) -> None:
-        """Block i of `output` is what `x` has from `size` * i on, 2 * `size` long.
+        """Block i of `output` is the part of `x` from `size` * i on, 2 * `size` long.
 
         x: (b, length + size, ...), cut into blocks of `size` as `split` says.
         """
@@ -276,7 +276,7 @@ class Attention:
         branch.node("Concat", parts, output, axis=1)
 
     def _rows(self) -> str:
-        """The number of rows b, an int64 vector of one."""
+        """The number of rows b, an int64 vector of length 1."""
         graph = self._graph
         if not graph.has("rows"):
             shape = graph.node("Shape", [graph.ids])
@@ -284,7 +284,7 @@ class Attention:
         return "rows"
 
     def _block_lengths(self, reach: int) -> tuple[str, str]:
-        """t rounded up to whole blocks, and what is added for it; int64 vectors of one."""
+        """t rounded up to whole blocks, and how much that adds; int64 vectors of length 1."""
         graph, size = self._graph, 2 * reach
         name = f"block_length_{reach}"
         if not graph.has(name):

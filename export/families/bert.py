@@ -1,7 +1,7 @@
-"""BERT and what is built like it: RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ERNIE, data2vec.
+"""BERT and models built like it: RoBERTa, XLM-R, CamemBERT, ELECTRA, DistilBERT, ERNIE, data2vec.
 
-Learned positions, layers normalized after each sum. They differ in where positions start, in
-token types, in a smaller embedding (ELECTRA), and in names.
+Learned positions, and a norm after each residual sum. The models differ in where positions start,
+in token types, in a smaller embedding (ELECTRA), and in names.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _build_distilbert(config: Any, layers: Layers) -> Built:
 
 
 def embedded(config: Any, layers: Layers, placed: str) -> str:
-    """Words, token type 0 and the positions `placed`, normalized: (b, t, embedding size)."""
+    """The sum of words, token type 0 and positions `placed`, normalized: (b, t, embedding size)."""
     size, eps = _embedding_size(config), config.layer_norm_eps
     x = layers.graph.node("Gather", [_words(config, layers), "input_ids"])
     return layers.add_layer_norm(x, placed, "embeddings.LayerNorm", size, eps)[0]
@@ -93,7 +93,7 @@ def _table(config: Any) -> tuple[int, int]:
 
 
 def places(config: Any, layers: Layers) -> str:
-    """Learned positions by place in the batch (t, embedding size)."""
+    """Learned positions, one for each column of the batch: (t, embedding size)."""
     table: Floats = layers.weights.take(_POSITIONS, _table(config))
     if getattr(config, "use_task_id", False):  # ERNIE: task 0, as for any text without one
         tasks = (config.task_type_vocab_size, config.hidden_size)
@@ -102,7 +102,7 @@ def places(config: Any, layers: Layers) -> str:
 
 
 def _words(config: Any, layers: Layers) -> str:
-    """Words plus token type 0, which every token of a text has."""
+    """The embeddings of words plus that of token type 0, which every token of a text has."""
     size, prefix = _embedding_size(config), "embeddings"
     words = layers.weights.take(f"{prefix}.word_embeddings.weight", (config.vocab_size, size))
     types = (config.type_vocab_size, size)
@@ -126,13 +126,12 @@ _SIZES = (
 KEYS: Keys = {
     **dict.fromkeys(_SIZES),
     "hidden_act": tuple(ACTIVATIONS),
-    # Others are ignored by transformers 5, and their tensors with them.
+    # transformers 5 ignores other values, and their tensors.
     "position_embedding_type": ("absolute", None),
-    # Says what more to return.
+    # Asks for another form of output.
     "use_return_dict": None,
 }
-# Of the pooler and of training, which no hidden state depends on; LaBSE's and mBERT's files have
-# them.
+# For the pooler and training, in LaBSE's and mBERT's files. No hidden state depends on them.
 _UNUSED = (
     "directionality",
     "pooler_fc_size",
@@ -144,9 +143,9 @@ _UNUSED = (
 _ELECTRA_KEYS: Keys = {
     **KEYS,
     "embedding_size": None,
-    # The other model's, in pre-training.
+    # Of the other model, in pre-training.
     "generator_size": None,
-    # How a head for classification summarizes.
+    # For a classification head.
     **dict.fromkeys(
         (
             "summary_type",
@@ -161,21 +160,21 @@ _DISTILBERT_KEYS: Keys = {
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "pad_token_id")),
     **dict.fromkeys(("dim", "hidden_dim", "n_heads", "n_layers")),
     "activation": tuple(ACTIVATIONS),
-    # How the table of positions began; it is in the file.
+    # How positions were initialized; the trained table is in the file.
     "sinusoidal_pos_embds": None,
-    # Of heads and of training.
+    # For heads and training.
     **dict.fromkeys(("qa_dropout", "seq_classif_dropout", "tie_weights_")),
 }
 
 # Tensors that no hidden state depends on.
 _IGNORED = (
-    r"pooler\..*",  # the modules after the model pool themselves
+    r"pooler\..*",  # unused: pooling is a module of its own
     r"cls\..*",  # BERT's heads of pre-training
     r"lm_head\..*",  # RoBERTa's head of pre-training
     r"(qa_outputs|classifier|pre_classifier)\..*",  # heads of fine-tuning
     r"vocab_(transform|layer_norm|projector)\..*",  # DistilBERT's head of pre-training
     r"(generator|discriminator)_(predictions|lm_head)\..*",  # ELECTRA's
-    r"embeddings\.(position_ids|token_type_ids)",  # buffers that count, or are zero
+    r"embeddings\.(position_ids|token_type_ids)",  # buffers: 0, 1, 2, ... or zeros
 )
 
 

@@ -19,12 +19,12 @@ _TENSORFLOW = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNo
 class Checkpoint:
     """The tensors of model.safetensors, or of the parts that its index lists.
 
-    `prefixes` are put before a name by checkpoints that were saved with a head ("bert."); a name
-    is known without them, and LayerNorm.gamma and LayerNorm.beta, as TensorFlow had it, are weight
-    and bias, as transformers reads them in any model. `ignored` are patterns of tensors that no
-    hidden state depends on.
-    With `shapes_only` every array is a view of one zero: names and shapes are checked, and nothing
-    is read.
+    Checkpoints that were saved with a head have `prefixes` ("bert.") before their names; a name is
+    known without them. TensorFlow's LayerNorm.gamma and LayerNorm.beta become weight and bias, as
+    transformers reads them in any model. `ignored` are patterns of tensors that no hidden state
+    depends on.
+    With `shapes_only` only names and shapes are checked: no data is read, and every array is a view
+    of one zero.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Checkpoint:
         for part in weight_files(directory):
             file = _open(part)
             self._files.append(file)
-            for key in file.keys():  # noqa: SIM118  # the library's own method, no dict
+            for key in file.keys():  # noqa: SIM118  # the library's own method, not a dict's
                 name = known_name(key, prefixes)
                 if name in self._places:
-                    raise refused(f"{part}: holds {key!r} twice, as {name!r} too")
+                    raise refused(f"{part}: holds two tensors named {name!r}; one is {key!r}")
                 self._places[name] = (file, key)
         self._taken: set[str] = set()
 
@@ -76,7 +76,7 @@ class Checkpoint:
         return array
 
     def finish(self) -> None:
-        """StartupError naming the tensors that were neither taken nor are known to be ignored."""
+        """StartupError names the tensors that were neither taken nor match `ignored`."""
         left = [name for name in self._places.keys() - self._taken if not self._is_ignored(name)]
         if left:
             shown = ", ".join(sorted(left)[:5])

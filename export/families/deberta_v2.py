@@ -1,7 +1,7 @@
 """DeBERTa v2 and v3: attention by content and by distance, https://arxiv.org/abs/2006.03654.
 
-Query and key each meet learned embeddings of distances ("c2p", "p2c"); what comes of it is a bias
-of MultiHeadAttention.
+Query and key are each multiplied by learned embeddings of distances ("c2p", "p2c"). The products
+are a bias of MultiHeadAttention.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Layer(PostNorm):
         size = sizes.head or sizes.hidden // sizes.heads
         self.kinds = _kinds(config)
         self.is_shared = getattr(config, "share_att_key", False)
-        # Content meets content, and distance from one side or two.
+        # Scores are the sum of a product by content and one or two by distance.
         super().__init__(layers, _NAMES, sizes, (size * (1 + len(self.kinds))) ** -0.5)
         self.distances = Distances(layers, *_span(config))
         self.embeddings = self._embeddings(config)
@@ -74,7 +74,7 @@ class _Layer(PostNorm):
         return self.attention.bidirectional(query, key, value, bias)
 
     def _meet(self, x: str, projection: str, sign: int) -> str:
-        """x (b, t, width) by the distances' embeddings: see Distances.product."""
+        """Multiply x (b, t, width) by the embeddings of distances: see Distances.product."""
         graph, scale = self.layers.graph, self.layers.graph.number(self.attention.scale)
         # Nothing here depends on a text: onnxruntime computes it once, when it loads the graph.
         rows = graph.node("Mul", [self._linear(self.embeddings, projection), scale])
@@ -107,19 +107,19 @@ def _norms(config: Any) -> list[str]:
 
 
 def _span(config: Any) -> tuple[int, int]:
-    """The number of buckets (0: one a distance), and the longest distance."""
+    """The number of buckets (0: one per distance), and the longest distance."""
     longest, buckets = config.max_relative_positions, getattr(config, "position_buckets", -1)
     if longest < 1:
         longest = config.max_position_embeddings
     if buckets > 0 and longest - 1 <= buckets // 2:
         raise refused(
-            f"config.json: position_buckets = {buckets}, and the longest distance is {longest}; "
-            "more than half of the buckets are accepted"
+            f"config.json: position_buckets = {buckets}, but the longest distance is {longest}; "
+            "it must be more than half of the buckets plus 1"
         )
     return max(buckets, 0), longest
 
 
-# What transformers takes when config.json does not have the key is not implemented, either.
+# transformers' own defaults for these keys are not implemented, either.
 _ONLY = {"relative_attention": True, "position_biased_input": False}
 
 
@@ -160,14 +160,14 @@ _KEYS: Keys = {
     "conv_kernel_size": (0,),
     "conv_act": None,
     "pad_token_id": None,  # names a token
-    # Of heads.
+    # For heads.
     **dict.fromkeys(("legacy", "pooler_dropout", "pooler_hidden_act", "pooler_hidden_size")),
 }
 _IGNORED = (
     r"(cls|lm_predictions|mask_predictions)\..*",  # heads of pre-training
     r"(pooler|classifier|qa_outputs)\..*",  # heads of fine-tuning
     r"embeddings\.position_embeddings\.weight",  # position_biased_input is false
-    r"embeddings\.position_ids",  # a buffer that counts
+    r"embeddings\.position_ids",  # a buffer: 0, 1, 2, ...
 )
 
 FAMILIES = {"deberta-v2": Family(_KEYS, _build, prefixes=("deberta.",), ignored=_IGNORED)}

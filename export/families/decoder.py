@@ -1,7 +1,7 @@
-"""Decoders after Llama: Mistral's, Qwen's; and EuroBERT, an encoder of the same parts.
+"""Decoders like Llama (Mistral, Qwen), and EuroBERT, an encoder of the same parts.
 
-Causal, or bidirectional where config.json says is_causal = false, which today's transformers takes
-for every one of them. Positions count from the first token of a row: padding is to the right.
+Causal, or bidirectional if config.json says is_causal = false, which today's transformers supports
+for all of them. Positions count from the first token of a row: padding is to the right.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ KEYS: Keys = {
             "rope_parameters",
         )
     ),
-    # No hidden state depends on its row: it is padding's, which nothing sees.
+    # Its row is for padding, which no token sees: no hidden state depends on it.
     "pad_token_id": None,
-    # With null a text alone is causal in transformers 5.24 and in a padded batch it is not.
+    # Not null: transformers 5.24 is then causal for a text alone, but not for a padded batch.
     "is_causal": (True, False),
 }
-# A head's weights, and angles that transformers before 4.32 saved though it computes them.
+# A head's weights, and frequencies that transformers before 4.32 saved although it computes them.
 IGNORED = (r"lm_head\.weight", r".*rotary_emb\.inv_freq")
 PREFIXES = ("model.",)
 
 _ACTIVATION: Keys = {"hidden_act": tuple(ACTIVATIONS)}
-# Read by transformers' configurations, which put what they decide into layer_types.
+# transformers' configurations read these and put the result into layer_types.
 _LAYER_TYPES: Keys = dict.fromkeys(
     ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 )
 _BIASES: Keys = dict.fromkeys(("attention_bias", "mlp_bias"))
-# A product of parts is the same product; a model of this type in transformers ignores it.
+# Splits a product, which stays the same; transformers' model ignores it.
 _SLICES: Keys = {"pretraining_tp": None}
 
 
@@ -67,7 +67,7 @@ FAMILIES = {
             **_BIASES,
             **_SLICES,
             "sliding_window": (None,),  # transformers' Llama has none
-            "rope_interleaved": (False,),  # of Meta's own files, whose weights are permuted
+            "rope_interleaved": (False,),  # true in Meta's own files, whose weights are permuted
         },
     ),
     "mistral": family(Variant(windows="all"), {**_ACTIVATION, "sliding_window": None}),
@@ -91,14 +91,14 @@ FAMILIES = {
             **_ACTIVATION,
             **_BIASES,
             **_SLICES,
-            # With true a text alone is causal in transformers 5.24.
+            # With true, transformers 5.24 is causal for a text alone.
             "is_causal": (False,),
             # The tokenizer's files say which ids a text has.
             "bos_token": None,
             "eos_token": None,
             "pad_token": None,
             "mask_token": None,
-            # Of a head.
+            # For a head.
             "clf_pooling": None,
             "classifier_pooling": None,
         },

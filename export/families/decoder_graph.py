@@ -1,6 +1,6 @@
 """The graph of one decoder: pre-norms, rotary positions, grouped heads, a gated feed-forward part.
 
-Llama's, and by a Variant those of its descendants: https://arxiv.org/abs/2302.13971.
+Llama (https://arxiv.org/abs/2302.13971), and its descendants by a Variant.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How one model type departs from Llama.
+    """How one model type differs from Llama.
 
     `head_norms`: queries and keys are normalized, head by head.
-    `projection_bias`: those of queries, keys and values have a bias, whatever the files say.
-    `windows`: the layers that sliding_window is for: "none", "all", or as "layer_types" says.
+    `projection_bias`: query, key and value projections have a bias, whatever config.json says.
+    `windows`: which layers use sliding_window: "none", "all", or as "layer_types" says.
     `bidirectional`: each token sees all others.
     `norm_offset` is added to the weights of norms.
-    `outer_norms`: what attention and the feed-forward part give is normalized, too.
-    `scaled_embeddings`: they are multiplied by the root of their size.
+    `outer_norms`: the outputs of attention and the feed-forward part are normalized, too.
+    `scaled_embeddings`: embeddings are multiplied by the square root of their size.
     `query_scalar`: scores are divided by the root of query_pre_attn_scalar, not of the heads' size.
     `softcap`: scores are bounded by attn_logit_softcapping.
-    `scaled_queries`: by their position, as rope_parameters say (Llama 4's, for long texts).
-    `activation`: the key that names it.
+    `scaled_queries`: queries are scaled by position, as rope_parameters say (Llama 4's method).
+    `activation`: the key of config.json that names the activation.
     """
 
     head_norms: bool = False
@@ -125,7 +125,7 @@ class Decoder:
             )
         if window is None:
             return self._attention.bidirectional(query, key, value)
-        # By is_causal = false tokens see as far as `window`, by Gemma 3's own key one less.
+        # With is_causal = false tokens see as far as `window`; with Gemma 3's own key, one less.
         reach = window if self._declared_bidirectional() else window - 1
         return self._attention.windowed(query, key, value, reach)
 
@@ -133,7 +133,7 @@ class Decoder:
         return self._variant.bidirectional or not getattr(self._config, "is_causal", True)
 
     def _query_scales(self) -> str:
-        """1 + beta * log(1 + position // length) as a column (t, 1); made once a graph."""
+        """1 + beta * log(1 + position // length) as a column (t, 1); added once per graph."""
         graph, parameters = self._layers.graph, self._config.rope_parameters
         if not graph.has("query_scales"):
             length = graph.number(float(parameters["original_max_position_embeddings"]))
@@ -170,7 +170,7 @@ class Decoder:
         return graph.node("Reshape", [x, graph.integers(0, 0, width)])
 
     def _layer_types(self) -> list[str]:
-        """Each layer's type. StartupError when its window is none."""
+        """Each layer's type. StartupError for unknown types, or a missing or wrong window."""
         config, count = self._config, self._config.num_hidden_layers
         if self._variant.windows == "none":
             return [_FULL] * count
@@ -210,7 +210,7 @@ class Decoder:
                 raise refused(
                     f"{where}: {', '.join(sorted(missing))} missing; numbers are accepted"
                 )
-            # The first is read above, the second by nobody: the model's own limit once more.
+            # _query_scales reads the first, nothing the second: a copy of the model's own limit.
             others = ("llama_4_scaling_beta", "max_position_embeddings")
             parameters = {k: v for k, v in parameters.items() if k not in others}
         values = frequencies(self._config, parameters, self._heads.size, where, kind)

@@ -13,7 +13,7 @@ from export.families.rotary import tokens
 class Distances:
     """The distances of one graph, in `buckets` for either direction (0: a bucket for each).
 
-    `longest`: the longest distance with a bucket of its own kind; those past it share the last.
+    `longest`: distances beyond it share the last bucket.
     """
 
     def __init__(self, layers: Layers, buckets: int, longest: int) -> None:
@@ -23,11 +23,12 @@ class Distances:
         self.span = buckets or longest
 
     def product(self, x: str, heads: Heads, rows: str, sign: int) -> str:
-        """x (b, t, width) by the embedding of sign * (row - column): (b, heads, t, t).
+        """Multiply x (b, t, width) by the embedding of sign * (row - column): (b, heads, t, t).
 
-        `rows` (2 * span, width): an embedding for each bucket. Each token meets the distances from
-        t - 1 to -t, in this order, and row i of the result begins at column t - 1 - i of them. All
-        rows at once: taken as one vector from element t - 1 on, with rows shorter by one.
+        `rows` (2 * span, width): an embedding for each bucket. Each token is first multiplied by
+        the distances t - 1 to -t, in this order: (t, 2 * t). Row i of the result begins at column
+        t - 1 - i of these products. One reshape aligns all rows: the products as one vector, from
+        element t - 1 on, cut into rows of 2 * t - 1.
         """
         graph = self._graph
         length, first, end, shape = self._lengths()
@@ -57,7 +58,7 @@ class Distances:
         return name
 
     def _rows(self, sign: int) -> Ints:
-        """The row of each distance from -n to n, times `sign`; past n it is that of n."""
+        """The row of each distance from -n to n, times `sign`; distances past n have that of n."""
         n = self._longest
         while n and int(self._bucketed(n)[-1]) < self.span:
             n *= 2
@@ -66,7 +67,7 @@ class Distances:
     def _bucketed(self, n: int) -> Ints:
         """The bucket of each distance from -n to n, in the reference's precision.
 
-        Small distances have one each, longer ones logarithmically wider ones.
+        Small distances have a bucket each; those of longer ones get logarithmically wider.
         """
         import torch
 
@@ -81,7 +82,7 @@ class Distances:
         return np.asarray(buckets.long().numpy())
 
     def _lengths(self) -> tuple[str, str, str, str]:
-        """t, t - 1 and t - 1 + t * (2 * t - 1) as vectors of one, and (0, 0, t, 2 * t - 1)."""
+        """t, t - 1 and t - 1 + t * (2 * t - 1) as vectors of length 1, and (0, 0, t, 2 * t - 1)."""
         graph = self._graph
         names = ("length", "length.first", "length.end", "length.shape")
         if not graph.has(names[0]):

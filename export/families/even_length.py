@@ -1,9 +1,9 @@
-"""An even number of tokens in every pass: causal attention's bits depend on it.
+"""Makes the number of tokens in a pass even: causal attention's bits depend on it.
 
-GroupQueryAttention takes queries in blocks, of 64 or 128 at the sizes that models have. When the
-last block has a single one, its product with the keys is a vector's, which adds up in another
-order: 129 tokens alone had other bits in their last row than in a padded pass. Blocks are even for
-heads of 64, 128 and 256 components and caches of whole 64 KiB, so a column more avoids it.
+GroupQueryAttention takes queries in blocks, of 64 or 128 at the usual sizes. If the last block has
+a single query, its product with the keys is a vector's, which adds up in another order: 129 tokens
+alone had other bits in their last row than in a padded pass. Block sizes are even for heads of 64,
+128 and 256 components and caches of whole 64 KiB, so one more column avoids this.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from export.families.graph_builder import GraphBuilder
 
 
 def pad(graph: GraphBuilder) -> None:
-    """Put a column of padding behind ids and mask if t is odd; what follows reads the padded ones.
+    """Append a column of padding to ids and mask if t is odd; later parts read the padded ones.
 
-    To be called before anything else of the graph is built.
+    Call it before anything else of the graph is built.
     """
     zero, one, two = graph.integers(0), graph.integers(1), graph.integers(2)
     shape = graph.node("Shape", ["input_ids"])

@@ -17,7 +17,7 @@ Keys = Mapping[str, tuple[object, ...] | None]
 class Built:
     """A graph's output (b, t, h) by name, its h, and the manifest's masked_up_to.
 
-    `positions`: the longest text that learned positions are there for; None: any.
+    `positions`: tokens of the longest text that learned positions allow; None: any.
     """
 
     output: str
@@ -30,16 +30,15 @@ class Built:
 class Family:
     """One architecture.
 
-    `keys` are those of config.json beyond export.config_keys.COMMON: a key in neither is refused.
-    `prefixes` are put before the names of tensors by checkpoints that were saved with a head;
-    `ignored` are patterns of tensors (fullmatch, without prefix) that no hidden state depends on.
-    `build` adds the nodes, given the configuration as today's transformers reads it and the parts
-    of layers over graph and checkpoint; it is called twice, first with shapes alone.
-    `auto_map`: the family replaces the code that auto_map of such files names, which never runs.
-    `view`: given config.json, returns the one with which today's transformers reads the files as
-    the model that they are, both for `build` and for the reference; None when it does so as it is.
-    It is called before `keys` are compared, with the file's own keys, and refuses with a reason
-    what transformers cannot read at all.
+    `keys`: keys of config.json besides export.config_keys.COMMON; a key in neither is refused.
+    `prefixes`: what checkpoints that were saved with a head have before the names of tensors.
+    `ignored`: patterns of tensors (fullmatch, without prefix) that no hidden state depends on.
+    `build` adds the nodes. It gets the configuration as today's transformers reads it, and Layers
+    over graph and checkpoint. It is called twice, first with shapes only.
+    `auto_map`: the family replaces the code that auto_map in such files names; it never runs.
+    `view` returns the config.json that today's transformers must see to read the files correctly,
+    both for `build` and for the reference; None if the file will do. It gets the file's own keys,
+    before `keys` are checked, and refuses with a reason what transformers cannot read at all.
     """
 
     keys: Keys

@@ -1,15 +1,15 @@
-"""Gemma 1, 2 and 3 (text): decoders, and EmbeddingGemma, which is Gemma 3 in both directions.
+"""Gemma 1, 2 and 3 (text): decoders, and EmbeddingGemma, which is a bidirectional Gemma 3.
 
-What transformers 5.24 computes, where it is not what the files seem to say:
+Where transformers 5.24 computes something else than the files seem to say:
 
 - Gemma 2 runs eagerly, because it bounds its scores (attn_logit_softcapping); Gemma 3 never does.
   onnxruntime's operator bounds them, too, but holds all of them at once: 1 GiB at 8,192 tokens and
-  4 heads, and four times the time without a bound.
+  4 heads. It takes four times as long as without a bound.
 - use_bidirectional_attention is Gemma 3's. In Gemma 1 it makes a text alone bidirectional, and in
   a padded batch causal; in Gemma 2 it does nothing.
-- With it a sliding_window of w reaches w // 2 to either side. A configuration holds w // 2 + 1,
-  and saves w again (w - 1 for an odd one, which is the same window). transformers 4.57 saved
-  w // 2 + 1, and what it saved has half the window ever after.
+- With it a sliding_window of w reaches w // 2 to either side. A loaded configuration has
+  w // 2 + 1, and saves w again (w - 1 for an odd w, which is the same window). transformers 4.57
+  saved w // 2 + 1: models that it saved have half the window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from export.families.layers import ACTIVATIONS
 
 _GEMMA_KEYS: Keys = {
     "attention_bias": None,
-    # Says how a cache of generated tokens is laid out.
+    # The layout of a cache of generated tokens.
     "cache_implementation": None,
 }
 _WINDOW_KEYS: Keys = {
@@ -29,7 +29,7 @@ _WINDOW_KEYS: Keys = {
     "query_pre_attn_scalar": None,
     "layer_types": None,
     "sliding_window": None,
-    # Of the head that gives logits.
+    # For the head that gives logits.
     "final_logit_softcapping": None,
 }
 
@@ -39,7 +39,7 @@ FAMILIES = {
         {
             **_GEMMA_KEYS,
             "hidden_act": tuple(ACTIVATIONS),
-            # Not read any more: hidden_act is, and its "gelu" means the tanh approximation.
+            # No longer read. hidden_act is, and its "gelu" means the tanh approximation.
             "hidden_activation": (None, "gelu_pytorch_tanh"),
             "use_bidirectional_attention": (None, False),
         },

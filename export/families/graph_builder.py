@@ -23,7 +23,7 @@ OUTPUT = "last_hidden_state"
 # Bytes: smaller tensors (shapes, biases) stay in the graph.
 LARGE_TENSOR = 4096
 
-# Operators of onnxruntime's own domain; SimplifiedLayerNormalization is its, too, in the other one.
+# Operators of onnxruntime's own domain; its SimplifiedLayerNormalization is in the default domain.
 _DOMAIN = "com.microsoft"
 _FUSED = frozenset(
     {
@@ -41,12 +41,12 @@ _FUSED = frozenset(
 
 
 class GraphBuilder:
-    """A graph in the order in which its nodes compute; the same calls give the same bytes.
+    """Builds a graph in the order in which its nodes run; the same calls give the same bytes.
 
-    `weights` is the open file that large constants are written to. None: constants are checked and
-    forgotten, for a build that only looks at names and shapes.
+    `weights` is the open file that large constants are written to. None: constants are dropped, for
+    a build that only checks names and shapes.
 
-    `ids` and `mask` name the tensors (b, t) that parts read: the graph's inputs, or those padded.
+    `ids` and `mask` name the tensors (b, t) that parts read: the graph's inputs, or padded ones.
     """
 
     def __init__(self, weights: BinaryIO | None) -> None:
@@ -72,7 +72,7 @@ class GraphBuilder:
         return list(outputs)
 
     def has(self, name: str) -> bool:
-        """Whether a node has given this output."""
+        """Whether a node has this output."""
         return name in self._outputs
 
     def branch(
@@ -89,7 +89,7 @@ class GraphBuilder:
         )
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Add a constant and return its name; one that is there already is left as it is."""
+        """Add a constant and return its name; an existing one stays as it is."""
         if name in self._initializers:
             return name
         if self._weights is None:
@@ -128,7 +128,7 @@ class GraphBuilder:
         return tensor
 
     def fresh(self, stem: str) -> str:
-        """A name that nothing has yet: the stem and a number."""
+        """A new name: the stem and a number."""
         self._numbers[stem] += 1
         return f"{stem}_{self._numbers[stem]}"
 
@@ -152,7 +152,7 @@ class GraphBuilder:
 
 
 class Branch:
-    """The nodes of one branch of an If: each takes tensors of the graph around it, too."""
+    """The nodes of one branch of an If. They may read tensors of the graph around it, too."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
@@ -165,7 +165,7 @@ class Branch:
         return output
 
     def graph(self, name: str) -> onnx.GraphProto:
-        """The branch as a graph, its names made its own: two branches may use the same ones."""
+        """The branch as a graph. Its names get a prefix: two branches may use the same ones."""
         own = {output for node in self._nodes for output in node.output if output}
         for node in self._nodes:
             node.name = f"{name}.{node.name}"

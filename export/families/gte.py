@@ -1,8 +1,8 @@
-"""gte: rotary positions and a gated feed-forward part; files of the hub, and of transformers.
+"""gte: rotary positions and a gated feed-forward part; the hub's files, and transformers'.
 
 Zhang et al., https://arxiv.org/abs/2407.19669. The hub's files have model_type "new" (or "gte") and
-name code of their own, which never runs; transformers has the architecture as gte. `view` says
-their positions in its words.
+name code of their own, which never runs; transformers calls the architecture gte. `view` translates
+their positions into its terms.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ARCHITECTURE = Architecture(
     down_bias=True,
 )
 
-# What a file of the hub has to say: the hub's code and transformers have other defaults.
+# Keys that a file of the hub must have: the hub's code and transformers have different defaults.
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -44,7 +44,7 @@ _REQUIRED = (
     "hidden_act",
     "rope_theta",
 )
-# Keys of the hub's code alone.
+# Keys that only the hub's code reads.
 _HUB_ONLY = (
     "pack_qkv",
     "unpad_inputs",
@@ -59,21 +59,21 @@ _HUB_ONLY = (
 def view(config: Json) -> Json | None:
     """Return a config.json of model_type gte; None for a file that transformers saved.
 
-    Positions scaled by "ntk" have frequencies (theta * factor) ** (-2i/d) / factor ** (2/d) in the
-    hub's code (d: the size of a head), the "fixed" scaling of https://kexue.fm/archives/9706 at
-    every length: what transformers calls linear, of theta * factor and by factor ** (2/d).
+    In the hub's code, "ntk" scaling gives frequencies (theta * factor) ** (-2i/d) / factor ** (2/d)
+    (d: the size of a head) at every length, the "fixed" scaling of https://kexue.fm/archives/9706.
+    transformers calls that linear scaling, with theta * factor and factor ** (2/d).
     """
     rope = config.get("rope_parameters")
     if rope is not None:
         if config["model_type"] != "gte" or config.get("rope_scaling") is not None:
             raise refused(
                 f"config.json: rope_parameters = {rope!r} beside rope_scaling or model_type 'new';"
-                " one way to say positions is accepted"
+                " only one of the two is accepted"
             )
         return None
     for key in _REQUIRED:
         if config.get(key) is None:
-            raise refused(f"config.json: {key} is missing; a model_type 'new' has no default")
+            raise refused(f"config.json: {key} is missing; model_type 'new' has no default")
     hub_only = (*_HUB_ONLY, "auto_map", "rope_theta", "rope_scaling")
     own = {key: value for key, value in config.items() if key not in hub_only}
     return {
@@ -121,7 +121,7 @@ _FAMILY = Family(
                 "rope_parameters",
                 "rope_scaling",
                 "pad_token_id",
-                # Kernels, and a record of what the model was trained for.
+                # For kernels, and a record of the dimensions that the model was trained for.
                 "unpad_inputs",
                 "use_memory_efficient_attention",
                 "matryoshka_dimensions",

@@ -1,7 +1,7 @@
-"""jina_embeddings_v3: XLM-RoBERTa with rotary positions; files of transformers.
+"""jina_embeddings_v3: XLM-RoBERTa with rotary positions; transformers' files.
 
-Sturua et al., https://arxiv.org/abs/2409.10173. Of the hub's own files, which name code and hold an
-adapter for each task, export.families.jina_v3_adapters makes such files for one task.
+Sturua et al., https://arxiv.org/abs/2409.10173. The hub's own files name code and hold an adapter
+for each task; export.families.jina_v3_adapters turns them into transformers' files for one task.
 """
 
 from __future__ import annotations

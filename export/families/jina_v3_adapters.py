@@ -1,9 +1,9 @@
-"""jina-embeddings-v3's own files, made transformers' for one task, its adapter merged.
+"""Turns jina-embeddings-v3's own files into transformers' for one task, with its adapter merged.
 
 The hub's files name code (which never runs) and hold, beside each matrix W, an adapter for every
-task t: A (tasks, rank, in) and B (tasks, out, rank). What that code multiplies by for a task is
-W + B[t] A[t] * alpha / rank, and for a table of embeddings W + A[t] B[t] * alpha / rank: Hu et al.,
-https://arxiv.org/abs/2106.09685. Without a task it is W.
+task t: A (tasks, rank, in) and B (tasks, out, rank). For a task, that code uses the matrix
+W + B[t] A[t] * alpha / rank, or the table of embeddings W + A[t] B[t] * alpha / rank: Hu et al.,
+https://arxiv.org/abs/2106.09685. Without a task it uses W.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _KEYS: Keys = {
             "lora_rank",
             "lora_alpha",
             "auto_map",
-            # Prompts are models.toml's, dimensions too; the rest acts in training and in kernels.
+            # Prompts and dimensions come from models.toml; the rest is for training and kernels.
             "task_instructions",
             "matryoshka_dimensions",
             "emb_pooler",
@@ -63,7 +63,7 @@ _KEYS: Keys = {
 
 
 def is_hub_form(config: Json) -> bool:
-    """Whether config.json is one of jina-embeddings-v3 with its code and adapters."""
+    """Whether config.json is that of jina-embeddings-v3 with its own code and adapters."""
     return config.get("model_type") == "xlm-roberta" and _CODE in str(config.get("auto_map"))
 
 
@@ -82,8 +82,8 @@ def merge(source: Path, target: Path, task: str | None) -> None:
     """Write `target`: the files of `source` as transformers reads them, for `task` alone.
 
     `task` is one of lora_adaptations; None: no adapter, as without a task in the hub's code.
-    Weights are float32. Other files are links. StartupError naming file and key for an unknown
-    task, for keys and tensors that are not known, and for shapes that do not fit.
+    Weights are float32. Other files are links. StartupError for an unknown task, unknown
+    keys or tensors, and shapes that do not fit; it names file and key.
     """
     path = source / "config.json"
     config = files.load(path, dict)
@@ -111,7 +111,7 @@ def _view(config: Json, path: Path) -> Json:
 
 
 def _modules(path: Path) -> list[Json]:
-    """modules.json, the step that chooses a task replaced by sentence-transformers' own."""
+    """modules.json with the step that chooses a task replaced by sentence-transformers' own."""
     steps: list[Json] = files.load(path, list)
     return [
         {**{k: v for k, v in step.items() if k != "kwargs"}, "type": _READ_STEP}
@@ -126,7 +126,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 class _Adapters:
-    """The tensors of one file, each with its adapter of one task."""
+    """The tensors of one file, each merged with its adapter for one task."""
 
     def __init__(self, source: Path, config: Json, task: str | None) -> None:
         self._path = source / WEIGHTS[0]
@@ -161,12 +161,12 @@ class _Adapters:
                 continue
             parts = [f"{stem}.parametrizations.weight{end}" for end in (_ORIGINAL, _A, _B)]
             if rest not in (_ORIGINAL, _A, _B) or not names.issuperset(parts):
-                raise refused(f"{self._path}: {name} without the rest of {', '.join(parts)}")
+                raise refused(f"{self._path}: {name} needs all of {', '.join(parts)}")
             names.difference_update(parts)
             yield f"{stem}.weight", self._matrix(stem, *map(file.get_tensor, parts))
 
     def _matrix(self, name: str, weight: Any, a: Any, b: Any) -> Any:
-        """`weight` (out, in) with its adapter; a table of embeddings is (in, out)."""
+        """Merge `weight` (out, in) with its adapter; a table of embeddings is (in, out)."""
         is_table = "embeddings" in name
         rows, columns = weight.shape
         left, right = (a, b) if is_table else (b, a)

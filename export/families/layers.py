@@ -12,7 +12,7 @@ from export.families.graph_builder import GraphBuilder
 
 
 class Layers:
-    """Parts of layers over one graph and one checkpoint: each names its weights as the files do."""
+    """Adds parts of layers to one graph, with one checkpoint's weights, named as in the files."""
 
     def __init__(self, graph: GraphBuilder, weights: Checkpoint) -> None:
         self.graph = graph
@@ -26,9 +26,9 @@ class Layers:
     def packed(
         self, x: str, name: str, inputs: int, sizes: Sequence[int], bias: bool = False
     ) -> list[str]:
-        """x (..., inputs) -> (..., size) for each of `sizes`, whose rows the files have joined.
+        """x (..., inputs) -> (..., size) for each of `sizes`; the files have one joint matrix.
 
-        A product for each: on CPU splitting the joint one would copy all of it.
+        One product each: splitting the joint product would copy all of it on a CPU.
         """
         weight = self.weights.take(f"{name}.weight", (sum(sizes), inputs))
         vector = self.bias(name, sum(sizes)) if bias else None
@@ -53,7 +53,7 @@ class Layers:
         return self.weights.take(f"{name}.bias", (size,))
 
     def vector(self, name: str, size: int, add: float = 0.0) -> str:
-        """The files' tensor `name` (size,) as a constant; `add` to each component."""
+        """The files' tensor `name` (size,) as a constant, with `add` added to each component."""
         value = self.weights.take(name, (size,))
         return self.graph.constant(name, value + np.float32(add) if add else value)
 
@@ -80,11 +80,11 @@ class Layers:
         bias: bool = True,
         of: str | None = None,
     ) -> tuple[str, str]:
-        """LayerNorm(x + skip), and the sum itself; `of`.bias is added to x where one is named.
+        """LayerNorm(x + skip), and the sum itself; `of`.bias is added to x if `of` is given.
 
-        In operators of their own: onnxruntime's SkipLayerNormalization takes four times as long on
+        Two operators: onnxruntime's SkipLayerNormalization takes four times as long on
         a CPU (256 x 384: 0.67 ms, Add and LayerNormalization 0.15). The server keeps it from
-        fusing them (backend.Provider.disabled_optimizers).
+        fusing them (providers.Provider.disabled_optimizers).
         """
         if of is not None:
             x = self.graph.node("Add", [x, self.vector(f"{of}.bias", size)])
@@ -149,7 +149,7 @@ def _relu(graph: GraphBuilder, x: str) -> str:
     return graph.node("Relu", [x])
 
 
-# transformers' names; what is not here is refused.
+# transformers' names; all others are refused.
 ACTIVATIONS: Mapping[str, Callable[[GraphBuilder, str], str]] = {
     "gelu": _gelu,
     "gelu_new": _gelu_tanh,

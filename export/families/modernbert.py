@@ -108,7 +108,7 @@ _READ = (
     "global_rope_theta",
     "local_rope_theta",
 )
-# Of heads, of training, and of kernels that transformers no longer has.
+# For heads, for training, and for kernels that transformers no longer has.
 _WITHOUT_EFFECT = (
     "classifier_activation",
     "classifier_bias",
@@ -122,7 +122,7 @@ _WITHOUT_EFFECT = (
     "repad_logits_with_grad",
     "sparse_pred_ignore_index",
     "sparse_prediction",
-    "layer_norm_eps",  # the hub's files have it beside norm_eps, which alone is read
+    "layer_norm_eps",  # in the hub's files beside norm_eps; only norm_eps is read
 )
 
 FAMILIES = {

@@ -62,16 +62,16 @@ _READ = (
 _KEYS: Keys = {
     **dict.fromkeys(_READ),
     "hidden_act": tuple(ACTIVATIONS),
-    # transformers' model reads none of them: it takes 1 for padding, and has no token types.
+    # transformers' model reads none of them: padding is id 1, and there are no token types.
     **dict.fromkeys(("pad_token_id", "type_vocab_size")),
     "relative_attention_num_buckets": (_BUCKETS,),
     "position_embedding_type": ("absolute", None),
 }
 _IGNORED = (
-    r"pooler\..*",  # the modules after the model pool themselves
+    r"pooler\..*",  # unused: pooling is a module of its own
     r"lm_head\..*",  # the head of pre-training
     r"(qa_outputs|classifier)\..*",  # heads of fine-tuning
-    r"embeddings\.position_ids",  # a buffer that counts
+    r"embeddings\.position_ids",  # a buffer: 0, 1, 2, ...
 )
 
 FAMILIES = {"mpnet": Family(_KEYS, _build, prefixes=("mpnet.",), ignored=_IGNORED)}

@@ -1,8 +1,8 @@
-"""nomic_bert: rotary positions and SwiGLU; files of the hub, and of transformers.
+"""nomic_bert: rotary positions and SwiGLU; the hub's files, and transformers'.
 
-Nussbaum et al., https://arxiv.org/abs/2402.01613. The hub's files have GPT-2's names of keys
-(n_embd, n_inner, rotary_emb_base, ...), of which transformers 5.24 reads none: it takes the sizes
-of nomic-embed-text-v1 instead, whatever the file says. `view` translates them.
+Nussbaum et al., https://arxiv.org/abs/2402.01613. The hub's files have GPT-2's key names
+(n_embd, n_inner, rotary_emb_base, ...). transformers 5.24 reads none of them: it uses the sizes of
+nomic-embed-text-v1 instead, whatever the file says. `view` translates them.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _EPS, _THETA = "layer_norm_epsilon", "rotary_emb_base"
 def view(config: Json) -> Json | None:
     """Return config.json under transformers' names; None for a file that transformers saved.
 
-    Every number has to be there: transformers' defaults are one model's. Where a file has both
-    names, as nomic-embed-text-v1.5 does, they must agree. StartupError naming the key otherwise.
+    Every number has to be there: transformers' defaults are one model's. If a file has both names,
+    as nomic-embed-text-v1.5 does, they must agree. Otherwise StartupError names the key.
     """
     _refuse_experts(config)
     if not any(key in config for key in ("n_embd", "n_layer", "n_head", "n_inner", _THETA)):
         return None
-    # Without these two the hub's code takes GELU, and no rotary positions.
+    # Without these two the hub's code uses GELU and no rotary positions.
     _expect(config, "activation_function", "swiglu")
     _expect(config, "rotary_emb_fraction", 1.0)
     for key, accepted in (("hidden_act", "silu"), ("rope_scaling", None)):
@@ -139,7 +139,7 @@ _READ = (
     "moe_every_n_layers",
     "num_experts",
 )
-# Of heads, training and kernels, and records: nothing in an inference in float32 depends on them.
+# For heads, training and kernels, and records: inference in float32 does not depend on them.
 _WITHOUT_EFFECT = (
     "attn_pdrop",
     "dense_seq_output",

@@ -15,7 +15,7 @@ def by_place(graph: GraphBuilder, table: str) -> str:
 
 
 def by_ids(graph: GraphBuilder, table: str, pad: int) -> str:
-    """Rows of `table`, (b, t, h): a token's number among those that are not `pad`, plus `pad`.
+    """Rows of `table`, (b, t, h). The row is a token's number among those not `pad`, plus `pad`.
 
     A token `pad` inside a text has position `pad` and is not counted, nor is padding, whatever
     its id.
@@ -23,7 +23,7 @@ def by_ids(graph: GraphBuilder, table: str, pad: int) -> str:
     is_pad = graph.node("Equal", ["input_ids", graph.integer(pad)])
     zero = graph.integer(0)
     counted = graph.node("Where", [is_pad, zero, "attention_mask"])
-    # CumSum of int64 is there on a CPU and on CUDA; so is that of int32, at half the width.
+    # CPU and CUDA have CumSum of int64, and also of int32, at half the width.
     counted = graph.node("Cast", [counted], to=TensorProto.INT32)
     sums = graph.node("CumSum", [counted, graph.integer(1)])
     numbers = graph.node("Cast", [graph.node("Mul", [sums, counted])], to=TensorProto.INT64)

@@ -1,4 +1,4 @@
-"""A layer of BERT's kind: attention and feed-forward part, each normalized after its sum."""
+"""A layer like BERT's: attention and feed-forward part, each with a norm after its sum."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class PostNorm:
         return self.add(inner, sizes.inner, x, f"{name}.{names.down}", names.down_norm, name)
 
     def attend(self, x: str, name: str, bias: str) -> str:
-        """x (b, t, hidden) -> (b, t, width); attention adds the products' biases itself."""
+        """x (b, t, hidden) -> (b, t, width); attention adds the projections' biases itself."""
         width = self.heads.width
         parts = [f"{name}.{part}" for part in self.names.projections]
         query, key, value = (

@@ -12,7 +12,7 @@ from export.families.rotary import tokens
 def bias(graph: GraphBuilder, name: str, table: Floats, longest: int) -> str:
     """The bias (1, heads, t, t) of a pass.
 
-    `table` (buckets, heads); distances of `longest` and more share a bucket for either direction.
+    `table` (buckets, heads); distances of `longest` or more share one bucket per direction.
     """
     by_distance = table[_buckets(len(table), longest)].T[None]
     rows = graph.constant(f"{name}.by_distance", by_distance)
@@ -23,7 +23,7 @@ def _buckets(count: int, longest: int) -> Ints:
     """The buckets of the distances key - query from -longest to longest, (2 * longest + 1,).
 
     Half of them for either direction: one each for small distances, then logarithmically wider
-    ones. In the reference's precision: one unit in the last place may be another bucket.
+    ones. In the reference's precision: one unit in the last place may give another bucket.
     https://arxiv.org/abs/1910.10683
     """
     import torch

@@ -42,9 +42,9 @@ def frequencies(
 ) -> tuple[Floats, float]:
     """Return the frequencies (head_size / 2,) float32 and the factor of cosines and sines.
 
-    `parameters` is rope_parameters, of `layer_type` where `config`, which is transformers' own
-    configuration, has them per type. In the reference's order of operations: a unit in the last
-    place is 1e-4 rad at position 3,000.
+    `parameters` is rope_parameters, or its part for `layer_type`, if `config`, transformers' own
+    configuration, has one for each type. In the reference's order of operations: a unit in the
+    last place is 1e-4 rad at position 3,000.
     """
     import torch
 
@@ -64,7 +64,7 @@ def frequencies(
 
 
 class Rotary:
-    """Cosines and sines (t, head_size / 2) of one set of frequencies, computed once a pass."""
+    """Cosines and sines (t, head_size / 2) of one set of frequencies, computed once per pass."""
 
     def __init__(self, graph: GraphBuilder, name: str, values: Floats, factor: float = 1.0) -> None:
         self._graph = graph
@@ -83,7 +83,7 @@ class Rotary:
 
 
 def positions(graph: GraphBuilder) -> str:
-    """0 to t - 1 as a column (t, 1) float32; made once a graph."""
+    """0 to t - 1 as a column (t, 1) float32; added once per graph."""
     if not graph.has("position_column"):
         zero, one = graph.integer(0), graph.integer(1)
         numbers = graph.node("Range", [zero, tokens(graph), one])
@@ -93,7 +93,7 @@ def positions(graph: GraphBuilder) -> str:
 
 
 def tokens(graph: GraphBuilder) -> str:
-    """The length t of the padded batch, an int64 scalar; made once a graph."""
+    """The length t of the padded batch, an int64 scalar; added once per graph."""
     if not graph.has("tokens"):
         shape = graph.node("Shape", [graph.ids])
         graph.node("Gather", [shape, graph.integer(1)], "tokens")

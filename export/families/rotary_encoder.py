@@ -1,7 +1,7 @@
 """BERT with rotary positions, normalized after each sum: nomic_bert, gte and jina_embeddings_v3.
 
-Token types are left out of the inputs: they are 0 for every single text, so that their embedding is
-added to the words'. Rotary positions: Su et al., https://arxiv.org/abs/2104.09864.
+Token types are not an input: they are 0 in every single text, so the embedding of type 0 is added
+to the words'. Rotary positions: Su et al., https://arxiv.org/abs/2104.09864.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a family has besides its sizes. `names`: every scheme, the first whose norm is there."""
+    """How a family differs, besides its sizes. `names`: the naming schemes of its checkpoints."""
 
     names: tuple[Names, ...]
     gated: bool
@@ -64,7 +64,7 @@ def transformers_names(*up: str, down: str) -> Names:
 
 
 def build(config: Any, layers: Layers, architecture: Architecture) -> Built:
-    """Add the nodes; `config` is transformers' own of nomic_bert, gte or jina_embeddings_v3."""
+    """Add the nodes; `config` is transformers' own for nomic_bert, gte or jina_embeddings_v3."""
     return _Encoder(config, layers, architecture).build()
 
 
@@ -132,7 +132,7 @@ class _Encoder:
     def project(
         self, x: str, layer: str, names: tuple[str, ...], sizes: list[int], bias: bool
     ) -> list[str]:
-        """Products by one matrix for each name, or by the one that joins them."""
+        """Products by one matrix per name, or by the one matrix that joins them."""
         hidden = self.config.hidden_size
         if len(names) == 1:
             return self.layers.packed(x, f"{layer}.{names[0]}", hidden, sizes, bias)
@@ -142,7 +142,7 @@ class _Encoder:
         ]
 
     def _names(self) -> Names:
-        """The scheme whose first layer the checkpoint has; the first one when it has none."""
+        """The scheme whose first layer is in the checkpoint; the first scheme if none is."""
         schemes, weights = self.architecture.names, self.layers.weights
         found = (s for s in schemes if f"{s.layers}.0.{s.output}.weight" in weights)
         return next(found, schemes[0])

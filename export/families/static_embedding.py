@@ -1,7 +1,7 @@
-"""StaticEmbedding and Model2Vec: one row a token, and their mean; no attention, no limit.
+"""StaticEmbedding and Model2Vec: one row per token, and their mean; no attention, no limit.
 
-What the module's folder says, and its graph. It is no family of transformers: there is no
-config.json that counts, and no pooling module.
+Reads the module's folder and builds its graph. This is not a family of transformers: config.json is
+not read, and there is no pooling module.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from export.files import WEIGHTS, load, refuse_pickle, refused
 # The manifest's model_type.
 KIND = "static_embedding"
 
-# sentence-transformers has none; no text has so many tokens.
+# Means no limit, as in sentence-transformers: no text has this many tokens.
 NO_LIMIT = 2**31 - 1
 
-# sentence-transformers' name; and Model2Vec's: rows, which one a token has, its factor.
+# Tensors: sentence-transformers' table; Model2Vec's rows, each token's row, each token's factor.
 _TABLE = "embedding.weight"
 _ROWS, _MAPPING, _FACTORS = "embeddings", "mapping", "weights"
 _ACCEPTED = ({_TABLE}, {_ROWS}, {_ROWS, _MAPPING}, {_ROWS, _FACTORS}, {_ROWS, _MAPPING, _FACTORS})
@@ -48,7 +48,7 @@ class StaticEmbedding:
 
 
 def read(directory: Path) -> StaticEmbedding:
-    """Read the module's folder. StartupError names file and key of what is not understood."""
+    """Read the module's folder. StartupError names the file and what is wrong in it."""
     refuse_pickle(directory)
     shapes = _shapes(directory / WEIGHTS[0])
     rows = shapes.get(_TABLE) or shapes[_ROWS]
@@ -79,7 +79,7 @@ def without_special_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokeni
 
 
 def _limit(path: Path) -> int:
-    """What tokenizer.json itself cuts at: sentence-transformers leaves it as it is."""
+    """The limit at which tokenizer.json itself truncates; sentence-transformers keeps it."""
     truncation = load(path, dict).get("truncation")
     if truncation is None:
         return NO_LIMIT
@@ -95,7 +95,7 @@ def _limit(path: Path) -> int:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors' shapes, which are all that may be there."""
+    """The tensors' shapes. StartupError for a missing or unknown tensor, or a wrong type."""
     from safetensors import safe_open
 
     try:
@@ -119,7 +119,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _table(path: Path) -> Floats:
     """One row for each id (vocabulary, h) float32, folded as sentence-transformers folds it."""
-    from safetensors.torch import load_file  # numpy's reader knows no bfloat16
+    from safetensors.torch import load_file  # numpy's reader does not know bfloat16
 
     tensors: dict[str, Any] = load_file(path)
     if _TABLE in tensors:
@@ -128,7 +128,7 @@ def _table(path: Path) -> Floats:
     if _MAPPING in tensors:
         mapping = tensors[_MAPPING].long()
         if len(mapping) and not 0 <= int(mapping.min()) <= int(mapping.max()) < len(rows):
-            raise refused(f"{path}: {_MAPPING} leads out of the {len(rows)} rows of {_ROWS}")
+            raise refused(f"{path}: {_MAPPING} points outside the {len(rows)} rows of {_ROWS}")
         rows = rows[mapping]
     if _FACTORS in tensors:
         rows = rows.float() * tensors[_FACTORS][:, None]

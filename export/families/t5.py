@@ -23,7 +23,7 @@ class _Encoder:
         if config.dense_act_fn not in ACTIVATIONS:
             raise refused(
                 f"config.json: feed_forward_proj = {config.feed_forward_proj!r} is not supported; "
-                f"accepted: one of {', '.join(ACTIVATIONS)}, or gated- and one of them"
+                f"accepted: one of {', '.join(ACTIVATIONS)}, or gated- before one of them"
             )
         self.config = config
         self.layers = layers
@@ -55,7 +55,7 @@ class _Encoder:
         return self.layers.linear(mixed, f"{name}.o", width, hidden)
 
     def bias(self, n: int) -> str:
-        """Layer n's bias: umT5 has one for each, the others that of the first for all."""
+        """Layer n's bias: umT5 has one per layer, the others use the first layer's for all."""
         first = n if self.config.model_type == "umt5" else 0
         name = f"{_layer(first, 0)}.SelfAttention.relative_attention_bias"
         if not self.layers.graph.has(name):
@@ -92,24 +92,24 @@ _READ = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
     "feed_forward_proj",
-    # Of feed_forward_proj, as transformers writes them down; it takes them when they are there.
+    # Parts of feed_forward_proj, as transformers saves them; it reads them if they are there.
     "dense_act_fn",
     "is_gated_act",
 )
 _KEYS: Keys = {
     **dict.fromkeys(_READ),
-    # Whatever it says, the encoder alone is run.
+    # Whatever it says, only the encoder runs.
     "is_encoder_decoder": (True, False),
-    # Of the decoder and of training.
+    # For the decoder and training.
     **dict.fromkeys(("num_decoder_layers", "scale_decoder_outputs", "dropout_rate")),
-    # A size of the original's training, which transformers' model does not read.
+    # From the original's training; transformers' model does not read it.
     "n_positions": None,
     # umT5's; transformers' model does not read it.
     "scalable_attention": None,
     "pad_token_id": None,  # names a token
 }
 _IGNORED = (
-    r"decoder\..*",  # the encoder alone is run
+    r"decoder\..*",  # only the encoder runs
     r"lm_head\.weight",  # the decoder's
     r"(classification_head|classifier|qa_outputs)\..*",  # heads of fine-tuning
     r"shared\.weight",  # see _EMBEDDING

@@ -227,7 +227,7 @@ def test_again(tmp_path: Path, flags: list[str | Path]) -> None:
         (("in.jsonl", "out.txt"), Exit.USAGE, "an output ends in one of"),
         (("in.txt", "out.npy"), Exit.USAGE, "an input ends in one of"),
         (("absent.jsonl", "out.npy"), Exit.NOINPUT, "cannot be read"),
-        (("in.jsonl", "absent/out.npy"), Exit.CANTCREAT, "is no directory"),
+        (("in.jsonl", "absent/out.npy"), Exit.CANTCREAT, "is not a directory"),
         (("in.jsonl", "out.npy", "--dimensions", "2"), Exit.USAGE, "accepts only 4"),
         (("in.jsonl", "out.npy", "--prompt-name", "q"), Exit.USAGE, "prompts of tiny: none"),
         (("in.jsonl", "out.npy", "--chunk-rows", "0"), Exit.USAGE, "1 or more"),
@@ -261,7 +261,7 @@ def test_an_input_that_changes(tmp_path: Path, flags: list[str | Path]) -> None:
 
     status, _, said = operated.run(tmp_path, [source, out, *flags], append)
     assert status == Exit.DATAERR
-    assert f"{source}: has changed while it was read" in said
+    assert f"{source}: changed while it was read" in said
     assert not out.exists()
 
 
@@ -271,7 +271,7 @@ def test_which_model(tmp_path: Path, tiny_artifacts: Path) -> None:
     models = ("--models", tiny_artifacts.parent / "models.toml", "--artifacts", tiny_artifacts)
     done = embed(source, tmp_path / "out.npy", *models)
     assert done.returncode == Exit.USAGE
-    assert "name one --model of tiny, matryoshka" in done.stderr
+    assert "choose one with --model: tiny, matryoshka" in done.stderr
 
 
 class TestKilled:
@@ -402,7 +402,7 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert said.count("\n") == 1
-    assert f"stopped by {number.name}; run the same command to go on" in said
+    assert f"stopped by {number.name}; run the same command again to resume" in said
     assert len(list(directory.glob("*.part"))) >= 2
 
 

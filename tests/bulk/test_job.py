@@ -71,7 +71,7 @@ def test_a_part_that_is_not_whole(tmp_path: Path) -> None:
     parts.put(part(0, b"0123456789"))
     path = tmp_path / "00000000.part"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StartupError, match="is not what was written"):
+    with pytest.raises(StartupError, match="is damaged; remove it"):
         parts.cuts()
 
 
@@ -149,7 +149,7 @@ def test_another_job(target: Path, name: str) -> None:
         job.parts.put(part(0))
     other = BulkJob(target, replace(PLAN, **{name: "other"}))  # type: ignore[arg-type]
     with (
-        pytest.raises(StartupError, match=rf"begun with {name} was .*, is 'other'"),
+        pytest.raises(StartupError, match=rf"other settings: {name} was .*, is 'other'"),
         other.open(overwrite=False),
     ):
         pass

@@ -67,7 +67,7 @@ def test_a_directory_of_somebody_else(
     precious.write_text(PRECIOUS)
     done = embed(source, target, *flags, *more)
     assert done.returncode == 73, done.stderr
-    assert f"out.npy.parts/{name.split('/')[0]}: is not of embedserve" in done.stderr
+    assert f"out.npy.parts/{name.split('/')[0]}: is not a file of embedserve" in done.stderr
     assert precious.read_text() == PRECIOUS
     assert not target.exists()
 

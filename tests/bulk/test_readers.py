@@ -204,7 +204,7 @@ class TestParquet:
     [
         (Selection(text="body"), "--text-column body: no such column; one of id, text"),
         (Selection(keep=("name",)), "--keep name: no such column"),
-        (Selection(vector="id"), "has a column id already"),
+        (Selection(vector="id"), "already has a column id;"),
     ],
     ids=["no text", "no column to keep", "the vector's name is taken"],
 )

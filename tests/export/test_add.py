@@ -287,7 +287,7 @@ REMOTE = b'{"model_type": "odd", "auto_map": {"AutoModel": "modeling.Odd"}}'
         pytest.param(Model(files(), gated=True), "is gated: accept", Exit.UNAVAILABLE, id="gated"),
         pytest.param(
             Model(files(without="modules.json")),
-            "no sentence-transformers",
+            "not a sentence-transformers",
             Exit.DATAERR,
             id="plain",
         ),
@@ -315,7 +315,7 @@ REMOTE = b'{"model_type": "odd", "auto_map": {"AutoModel": "modeling.Odd"}}'
         pytest.param(PICKLE, "--convert-pickle converts it", Exit.DATAERR, id="pickle"),
         pytest.param(
             Model(files({"1_Pooling/pytorch_model.bin": b"pickle"})),
-            "1_Pooling/pytorch_model.bin is all there is",
+            "1_Pooling/pytorch_model.bin: the weights exist only",
             Exit.DATAERR,
             id="pickle of a module",
         ),
@@ -380,12 +380,12 @@ def test_known_not_to_work_is_said_without_the_hub(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(["me/first"], "has [models.first] already", id="model"),
-        pytest.param(["me/short"], "has [aliases.short] already", id="alias"),
+        pytest.param(["me/first"], "already has [models.first]", id="model"),
+        pytest.param(["me/short"], "already has [aliases.short]", id="alias"),
         pytest.param(["me/x", "--as", "add"], "the name of a command", id="command"),
         pytest.param(["me/x", "--as", "a b"], "a name is 1 to 128", id="name"),
         pytest.param(["mine"], "OWNER/NAME is accepted", id="id"),
-        pytest.param([], "add wants OWNER/NAME, --from DIR or both", id="nothing"),
+        pytest.param([], "add needs OWNER/NAME, --from DIR or both", id="nothing"),
         pytest.param(["jinaai/jina-embeddings-v3"], "--task TASK", id="task"),
     ],
 )
@@ -452,7 +452,7 @@ def test_a_failed_export_leaves_models_toml(
     assert run(models, E5, export=Export(status=70)) == 70
     assert models.read_text() == MODELS
     assert models.stat().st_ino == before.st_ino
-    assert f"not added; {models} is as it was" in capsys.readouterr().err
+    assert f"not added; {models} is unchanged" in capsys.readouterr().err
 
 
 def test_an_export_that_crashes_leaves_models_toml(hub: Hub, models: Path) -> None:

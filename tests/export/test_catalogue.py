@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
         pytest.param(GOOD + "tasks = []", "a list of names", id="tasks"),
         pytest.param(GOOD + 'note = ""', "a sentence", id="note"),
         pytest.param(GOOD + GOOD.replace("a/b", "A/B", 1), "is there twice", id="case"),
-        pytest.param(GOOD + '[refused."A/b"]\nreason = "x"', "as well; in one", id="both"),
+        pytest.param(GOOD + '[refused."A/b"]\nreason = "x"', "as well; remove one", id="both"),
         pytest.param('[refused."a/b"]', "reason = None; a sentence", id="no reason"),
         pytest.param('[refused."a/b"]\nwhy = "x"', "why: unknown key", id="why"),
         pytest.param("[", "cannot be read as TOML", id="no TOML"),
@@ -157,7 +157,7 @@ def test_any_prompt_comes_back(text: str) -> None:
 )
 def test_a_file_that_cannot_be_continued_is_refused(text: str) -> None:
     """An inline table ends on its own line, and a table may be there once only."""
-    with pytest.raises(ValueError, match=r"there already|not be a part"):
+    with pytest.raises(ValueError, match=r"already has|not become part"):
         table.appended(text, "m", {}, {})
 
 

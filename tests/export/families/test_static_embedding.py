@@ -148,7 +148,7 @@ def test_refused_tensors(tmp_path: Path, tensors: dict[str, torch.Tensor], messa
 
 def test_mapping_out_of_the_table(tmp_path: Path) -> None:
     write(tmp_path, {"embeddings": ROWS[:4], "mapping": MAPPING})
-    with pytest.raises(StartupError, match="leads out of the 4 rows"):
+    with pytest.raises(StartupError, match="points outside the 4 rows"):
         static_embedding.build(tmp_path, GraphBuilder(None))
 
 
