@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,7 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
         # Set before the loop runs, because SIGHUP without a handler ends a process.
         signal.signal(signal.SIGHUP, lambda *_: keys.reload())
     # Imported here, so that a wrong flag and --version need neither numpy nor onnxruntime.
-    from embedserve.api.app import create_app
-    from embedserve.diagnose import footprint
-    from embedserve.engine.lanes import RENDERER, THREADS, TOKENIZER
-    from embedserve.http import server
     from embedserve.http.listener import bind, is_loopback
-    from embedserve.http.readiness import Readiness
-    from embedserve.metrics import Metrics
     from embedserve.model import loading, providers
     from embedserve.model.providers import PROVIDERS
 
@@ -50,7 +45,18 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
     found = host.read()
     cores = found.cores.value
-    loaded = loading.load(specs, aliases, paths["artifacts"], settings.provider, cores)
+    with ThreadPoolExecutor(1, "loader") as loader:
+        work = (specs, aliases, paths["artifacts"], settings.provider, cores)
+        loading_models = loader.submit(loading.load, *work)
+        # These imports take 0.2 s, which loading does not use the interpreter for.
+        from embedserve.api.app import create_app
+        from embedserve.diagnose import footprint
+        from embedserve.engine.lanes import RENDERER, THREADS, TOKENIZER
+        from embedserve.http import server
+        from embedserve.http.readiness import Readiness
+        from embedserve.metrics import Metrics
+
+        loaded = loading_models.result()
     lanes = providers.lanes(settings, cores)
     tokens = providers.tokens_per_pass(settings)
     manifests = [model.manifest for model in loaded]
