@@ -235,7 +235,7 @@ CONSUMERS: tuple[Consumer, ...] = (
         "`lanes`",
         lambda limits: (limits.lanes + _OTHER_THREADS) * _STACK,
         (
-            "api.request_body.Intake._parser",
+            "api.request_body.RequestBodies._parser",
             "engine.lanes.Lanes._threads",
             "logs.Lines._thread",
         ),
