@@ -54,23 +54,23 @@ export: .venv-export/.installed  ## export every model of models.toml whose file
 	.venv-export/bin/python -m export
 	@touch artifacts/.exported
 
-test: test-serve test-export test-clients  ## the whole suite, with real processes and a real model: 35 minutes
+test: test-serve test-export test-clients  ## run the whole suite, with real processes and a real model: 35 minutes
 
-test-serve: .venv/.installed .venv-otel/.installed .venv-dev/.installed artifacts/.exported  ## the server's tests: 20 minutes
+test-serve: .venv/.installed .venv-otel/.installed .venv-dev/.installed artifacts/.exported  ## run the server's tests: 20 minutes
 	.venv-dev/bin/python -m pytest -m "not slow"
 
-test-export: .venv-export/.installed  ## the export tool's tests: 15 minutes
+test-export: .venv-export/.installed  ## run the export tool's tests: 15 minutes
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m "not slow" tests/export
 	$(EXPORT_FAULTS) -m "not slow"
 
 # Every shape of a well-known model and its re-save: twenty minutes; then docs/models.md.
-test-models: .venv-export/.installed .venv-dev/.installed  ## the shapes of well-known models, then the tables of docs/models.md: 20 minutes
+test-models: .venv-export/.installed .venv-dev/.installed  ## test the shapes of well-known models, then rewrite docs/models.md's tables: 20 minutes
 	.venv-export/bin/python -m tests.models
 	.venv-dev/bin/python -m tests.models.table
 
 # The server's, under load and with the soak: an idle machine. Then the export's: each operation on
 # files fails once, thirty kills, disks of every size: six minutes.
-test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported  ## every promise under load, attack and faults; needs an idle machine
+test-faults: .venv/.installed .venv-dev/.installed .venv-export/.installed artifacts/.exported  ## test every promise under load, attack and faults; needs an idle machine
 	.venv-dev/bin/python -m pytest --timeout 3600 tests/faults tests/attack
 	$(EXPORT_FAULTS)
 
@@ -80,19 +80,19 @@ fuzz: .venv/.installed .venv-dev/.installed artifacts/.exported  ## send random 
 	.venv-dev/bin/python -m tests.attack.fuzz $(SECONDS) $(SEED)
 
 # What a machine with a GPU needs for tests/gpu/run.sh: parts of 56 MB (docs/operating.md, CUDA).
-gpu-parts: .venv-export/.installed  ## what a machine with a GPU needs: build/gpu/part-NN
+gpu-parts: .venv-export/.installed  ## pack what a machine with a GPU needs into build/gpu/part-NN
 	.venv-export/bin/python -m tests.gpu.parts
 
 # The clients' own warnings are theirs.
-test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## other projects' clients against the real server
+test-clients: .venv/.installed .venv-clients/.installed artifacts/.exported  ## test other projects' clients against the real server
 	.venv-clients/bin/python -m pytest -W default --confcutdir=tests/clients tests/clients
 
 # Two nodes as processes of this machine.
-test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## Ray Serve and embed --ray, on two nodes of this machine
+test-ray: .venv/.installed .venv-ray/.installed artifacts/.exported  ## test Ray Serve and embed --ray, on two nodes of this machine
 	.venv-ray/bin/python -m pytest -W default --confcutdir=tests/ray tests/ray
 
 # At the models' real sizes: half an hour.
-test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## models at their real sizes: half an hour
+test-slow: .venv/.installed .venv-dev/.installed .venv-export/.installed  ## test models at their real sizes: half an hour
 	.venv-export/bin/python -m pytest --confcutdir=tests/export -m slow --timeout 3600 tests/export
 	.venv-dev/bin/python -m pytest -m slow --timeout 3600 --ignore=tests/faults
 

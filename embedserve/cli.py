@@ -79,8 +79,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _with_default(options: Mapping[str, Any]) -> dict[str, Any]:
     """The same options, with the default in the help."""
-    default = options.get("default")
-    return {**options, "help": f"{options['help']}; default: {default}"} if default else {**options}
+    return {**options, "help": _help(options["help"], options.get("default"))}
+
+
+def _help(text: str, default: object) -> str:
+    """A flag's help with its default, where it has one."""
+    return text if default in (None, "", (), [], False) else f"{text}; default: {default}"
 
 
 def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
@@ -88,7 +92,7 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -
         if only is not None and setting.name not in only:
             continue
         flag = "--" + setting.name.replace("_", "-")
-        text = f"{setting.metadata['help']}; default: {setting.default}".replace("%", "%%")
+        text = setting.metadata["help"].replace("%", "%%")
         if setting.default is False:
             parser.add_argument(flag, action="store_const", const="true", help=text)
         elif setting.default is True:
@@ -97,4 +101,5 @@ def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -
                 no, dest=setting.name, action="store_const", const="false", help=f"do not {text}"
             )
         else:
-            parser.add_argument(flag, metavar=setting.name.upper(), help=text)
+            said = _help(text, setting.default)
+            parser.add_argument(flag, metavar=setting.name.upper(), help=said)

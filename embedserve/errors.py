@@ -88,10 +88,10 @@ ERRORS: Mapping[str, ErrorKind] = {
     "uri_too_long": _request(414, "a URL of more than 8 KiB"),
     "unsupported_media_type": _request(415, "a Content-Type other than application/json"),
     "unsupported_encoding": _request(415, "a compressed body", "uncompressed"),
-    "headers_too_large": _request(431, "a header of more than 32 KiB or 100 fields"),
+    "headers_too_large": _request(431, "headers of more than 32 KiB or more than 100 fields"),
     "queue_full": _request(
         429,
-        "it would wait too long, or requests in flight hold too much memory",
+        "the request would wait too long, or requests in flight hold too much memory",
         "after `Retry-After`",
         RATE_LIMIT,
     ),
@@ -107,7 +107,10 @@ ERRORS: Mapping[str, ErrorKind] = {
     "unsupported_transfer_coding": _request(501, "a Transfer-Encoding other than `chunked`"),
     "out_of_memory": _server(503, "there was no memory for this request", "after `Retry-After`"),
     "not_ready": _server(
-        503, "from a probe: the server drains, or has lost an inference thread", "another server"
+        503,
+        "the server is draining, or has lost an inference thread or its GPU; with Ray Serve, no "
+        "replica answered",
+        "another server",
     ),
     "too_many_connections": _server(
         503, "more open connections than `max_connections`", "later, or another server"

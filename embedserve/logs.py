@@ -128,7 +128,9 @@ class Limit(logging.Filter):
         kind = self._kinds.setdefault((record.name, record.msg), [now, 0])
         if now - kind[0] >= self._window:
             if (left_out := int(kind[1]) - self._burst) > 0:
-                record.msg = f"{record.msg} ({left_out} similar lines were left out before it)"
+                record.msg = (
+                    f"{record.msg} ({left_out} similar lines before this one were left out)"
+                )
             kind[:] = [now, 0]
         kind[1] += 1
         return kind[1] <= self._burst

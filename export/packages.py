@@ -203,7 +203,8 @@ def _is_plain(member: zipfile.ZipInfo, name: PurePosixPath) -> bool:
 
 def _not_plain(member: zipfile.ZipInfo) -> UnusableError:
     return UnusableError(
-        f"it holds {shortened(member.filename, 200)!r}: not a plain file inside it, or there twice",
+        f"it holds {shortened(member.filename, 200)!r}, which is not a plain file inside it, or is "
+        "in it twice",
         Exit.DATAERR,
     )
 

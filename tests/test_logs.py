@@ -120,7 +120,7 @@ class TestLimit:
         now = WINDOW
         later = record("failed: %s", "x", 1)
         assert limit.filter(later)
-        assert later.getMessage() == "failed: 1 (30 similar lines were left out before it)"
+        assert later.getMessage() == "failed: 1 (30 similar lines before this one were left out)"
 
     def test_other_kinds_pass(self) -> None:
         """Another message, another logger; access lines always."""

@@ -1,4 +1,4 @@
-"""What stands around every request: id, API key, access log line, the one exception handler."""
+"""Wraps every request: id, API key, access log line, the one exception handler."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _EXPOSED = (
 
 
 def wrapped(app: ASGIApp, settings: Settings, keys: Keys, metrics: Metrics) -> ASGIApp:
-    """Put around the router what stands around every request, as settings say."""
+    """Wrap the router in the middleware that the settings ask for."""
     open_paths = frozenset((*PROBES, *(("/metrics",) if settings.open_metrics else ())))
     service = ServiceMiddleware(app, keys, open_paths, metrics.refused)
     if not settings.cors_origins:
@@ -173,9 +173,7 @@ def _answer(error: Exception, scope: Scope, request_id: bytes) -> Response:
     if isinstance(error, HTTPException):
         return _refusal(_unrouted(error, scope), scope)
     log.error("request %s: internal error", request_id.decode("ascii"), exc_info=error)
-    return _refusal(
-        RequestError("internal_error", "an internal error; it is in the server's log"), scope
-    )
+    return _refusal(RequestError("internal_error", "internal error; see the server's log"), scope)
 
 
 def _refusal(error: RequestError, scope: Scope) -> Response:
@@ -190,7 +188,7 @@ def _unrouted(error: HTTPException, scope: Scope) -> RequestError:
     method, path = scope["method"], scope["path"][:200]
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
-        message = f"{method} is not allowed on {path}; {allow} is"
+        message = f"{method} is not allowed on {path}; allowed: {allow}"
         return RequestError("method_not_allowed", message, None, {"Allow": allow})
     return RequestError("unknown_url", f"no such URL: {method} {path}")
 

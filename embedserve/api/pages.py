@@ -78,7 +78,7 @@ def openapi(max_inputs: int) -> dict[str, Any]:
 
 
 def html(text: str) -> Page:
-    """Make a page whose only scripts and styles are those that stand in `text` itself."""
+    """Make a page that allows only the scripts and styles inlined in `text`."""
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, inline in _INLINE.findall(text):
         hashes[kind].append(csp_hash(inline))

@@ -64,7 +64,7 @@ def parse_tokenize(body: Body, max_inputs: int) -> EmbeddingsRequest:
 
 
 def named_model(body: Body) -> str | None:
-    """Return the `model` of a body, None where none is to be found: parsing says what is wrong."""
+    """Return the `model` of a body, or None if there is none; the full parse says what is wrong."""
     try:
         model = _object(body).get("model")
     except RequestError:
@@ -188,5 +188,5 @@ def _wrong_type(param: str, value: Any, accepted: str) -> RequestError:
 
 
 def _clip(text: str, limit: int = 64) -> str:
-    """Shorten what a client sent before it stands in a message."""
+    """Shorten what a client sent, for an error message."""
     return text if len(text) <= limit else text[:limit] + "…"

@@ -1,4 +1,4 @@
-"""POST tokenize: what a model sees of each text, on the same way as embeddings."""
+"""POST tokenize: what a model sees of each text, in the same queue as embeddings."""
 
 from __future__ import annotations
 

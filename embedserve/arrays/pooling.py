@@ -1,6 +1,6 @@
 """Token embeddings (b, t, h) and mask (b, t) -> (b, h): the POOLING table, numpy only.
 
-Every mode gives a row the same bits whatever stands beside it and however much padding follows
+Every mode gives a row the same bits whatever else is in the batch and however much padding follows
 it: sums run token by token along the second axis, so padding only adds zeros at an end.
 """
 

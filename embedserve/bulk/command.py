@@ -111,8 +111,8 @@ def embed(options: Options, spec: ModelSpec, directory: Path, settings: Settings
     except StoppedError as stopped:
         name = signal.Signals(stopped.number).name
         print(
-            f"embedserve: stopped by {name}; run the same command again to resume: what is "
-            f"finished of {escaped(str(options.target))} is kept",
+            f"embedserve: stopped by {name}; run the same command again to resume: finished "
+            f"chunks of {escaped(str(options.target))} are kept",
             file=sys.stderr,
         )
         return 128 + stopped.number

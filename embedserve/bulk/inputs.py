@@ -24,7 +24,9 @@ INPUTS: Mapping[str, Callable[[Path, Selection, int], Reader]] = {
 def open_input(path: Path, selection: Selection, chunk_rows: int) -> Reader:
     """Open a file of texts. StartupError if it is missing, or its suffix is unknown."""
     if path.suffix.lower() not in INPUTS:
-        raise StartupError(f"{path}: an input ends in one of {', '.join(INPUTS)}", Exit.USAGE)
+        raise StartupError(
+            f"{path}: an input's name must end in one of {', '.join(INPUTS)}", Exit.USAGE
+        )
     try:
         regular_file.check(path)
         return INPUTS[path.suffix.lower()](path, selection, chunk_rows)

@@ -180,7 +180,9 @@ OUTPUTS: Mapping[str, type[Output]] = {
 def check_output(path: Path) -> type[Output]:
     """The format for an output's suffix. StartupError if there is none, or the path is unusable."""
     if path.suffix.lower() not in OUTPUTS:
-        raise StartupError(f"{path}: an output ends in one of {', '.join(OUTPUTS)}", Exit.USAGE)
+        raise StartupError(
+            f"{path}: an output's name must end in one of {', '.join(OUTPUTS)}", Exit.USAGE
+        )
     if not path.parent.is_dir():
         raise StartupError(f"{path}: {path.parent} is not a directory", Exit.CANTCREAT)
     if path.exists() and not path.is_file():

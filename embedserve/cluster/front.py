@@ -221,11 +221,13 @@ async def _twice(pool: Pool, request: Request) -> Answer:
     try:
         return await pool.ask(request)
     except LostError as error:
-        log.warning("a replica was lost with a request, asking another: %r", error.__cause__)
+        log.warning(
+            "a replica was lost while it handled a request; asking another: %r", error.__cause__
+        )
     try:
         return await pool.ask(request)
     except LostError:
-        message = "two replicas in turn were lost with this request"
+        message = "two replicas in a row were lost while they handled this request"
         raise RequestError("not_ready", message, headers={"Retry-After": "1"}) from None
 
 

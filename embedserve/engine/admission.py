@@ -71,7 +71,7 @@ class Admission:
         self._rates = dict(rates)
         self._lanes = lanes
         self._max_wait = max_wait
-        self._passes = 0.0  # which part of Ahead.passing has come lately
+        self._passes = 0.0  # the share of Ahead.passing that has really come lately
 
     def measure(self, shape: Shape, cost: float, seconds: float) -> None:
         """Learn from one pass."""
@@ -82,8 +82,8 @@ class Admission:
     def learn(self, ahead: Ahead, done: float) -> None:
         """Learn from a request whose last pass had begun when `done` work was done.
 
-        It waited for all that others got until then, also in its own passes. One that found less
-        work than its own hardly waited, so nothing is learned from it.
+        It waited for all work done for others until then, including others' sequences in its own
+        passes. One that found less work than its own hardly waited, so nothing is learned from it.
         """
         if ahead.before < ahead.cost or ahead.passing <= 0:
             return
@@ -103,23 +103,22 @@ class Admission:
         return sum(waits) / self._lanes
 
     def accepts(self, wait: float) -> bool:
-        """Whether a request without a deadline may wait so long."""
+        """Whether a request without a deadline may wait this long."""
         return wait <= self._max_wait
 
     def check(self, wait: float, most: float = math.inf) -> None:
-        """429 where a request would wait longer than the limit, or than the `most` it gives itself.
+        """Raise 429 if a request would wait longer than the limit, or than its own limit `most`.
 
-        Its own work does not count: what an idle server could do is not refused for its size.
+        Its own work does not count: nothing that an idle server could do is refused for its size.
         """
         limit = min(self._max_wait, most)
         if wait <= limit:
             return
-        whose = "are accepted" if limit == self._max_wait else "are left before its deadline"
+        whose = "is accepted" if limit == self._max_wait else "is left before its deadline"
         late = max(1, round((wait - limit) * 1000))
         raise RequestError(
             "queue_full",
-            f"the request would wait for {wait:.1f} s, at most {limit:.3g} s {whose}; "
-            "try again later",
+            f"the request would wait {wait:.1f} s; at most {limit:.3g} s {whose}; try again later",
             headers={
                 "Retry-After": str(math.ceil(late / 1000)),
                 "retry-after-ms": str(late),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# So many seconds at once, and half of the time in the long run: short texts of English take a
-# tenth of it. Without a limit, 300 simultaneous requests with the 500 most expensive characters
-# would take 1.5 s.
+# At most this many seconds at once, and this share of the time in the long run; short English texts
+# take a tenth of it. Without a limit, 300 simultaneous requests with the 500 most expensive
+# characters would take 1.5 s.
 _BURST, _PART = 0.02, 0.5
 
 

@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 from embedserve.arrays.types import Ints
 from embedserve.model.cost import FREE_PADDING, MAX_PADDING, Shape
 
-# While fewer than so many equal bulk requests wait, a query goes before all of them: each is done
-# before so many times its work has gone by.
+# A query overtakes equal bulk requests while fewer than PATIENCE of them wait. Each request is done
+# before PATIENCE times its work has gone by.
 PATIENCE = 8
 # A request is small when it is done before one budget of later work: a query of 32 tokens at 256.
-# For so many budgets of work after a small one, passes of larger ones take this part of the budget:
-# a query beside bulk takes 15.5 ms instead of 21 (p50), and bulk keeps 0.86 of its rate instead
-# of 0.90.
+# For AFTER_SMALL budgets of work after a small request, passes of larger ones get PART_AFTER_SMALL
+# of the budget: a query beside bulk takes 15.5 ms instead of 21 (p50), and bulk keeps 0.86 of its
+# rate instead of 0.90.
 AFTER_SMALL, PART_AFTER_SMALL = 16, 0.7
 # A pass of more than this many budgets is long: at most all lanes but one run long passes.
 LONG_PASS_BUDGETS = 8
@@ -92,7 +92,7 @@ class BatchQueue:
         self._places: dict[tuple[Shape, int], _Work] = defaultdict(_Work)  # by place, in budgets
 
     def shrink(self, tokens: int) -> None:
-        """Take at most so many tokens into a pass from now on."""
+        """Limit each pass to this many tokens from now on."""
         self._room = max(1, min(self._room, tokens))
 
     def restore(self) -> None:

@@ -70,7 +70,7 @@ class Cancellation:
 
 
 def deadline_exceeded() -> RequestError:
-    """504."""
+    """The error for a request whose deadline has passed (504)."""
     return RequestError("deadline_exceeded", "the request's deadline passed before its answer")
 
 

@@ -1,4 +1,4 @@
-"""The way of one request through the engine: tokenize, queue, wait for the rows, cut."""
+"""One request's path through the engine: tokenize, queue, wait for the rows, cut."""
 
 from __future__ import annotations
 

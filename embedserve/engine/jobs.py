@@ -64,7 +64,7 @@ class InFlight:
             entry.readers.append((job, row))
 
     def forget(self, entry: Entry) -> None:
-        """Forget a sequence that is done: who asks for it next has it computed anew."""
+        """Forget a sequence that is done; the next request for it computes it again."""
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
 

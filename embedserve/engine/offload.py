@@ -124,7 +124,9 @@ class Slicer:
     def start(
         self, task: Task[T], hold: Callable[[int], None] = lambda held: None
     ) -> asyncio.Future[T]:
-        """Do a task in its turn. A future that is cancelled takes it out: at most its slice ends.
+        """Do a task in its turn.
+
+        Cancelling the future removes the task; a slice that runs ends after its current step.
 
         `hold` is called on the loop with the bytes that each slice keeps; what it raises ends the
         task.

@@ -98,10 +98,12 @@ class Scheduler:
         hold: Callable[[int], None],
         then_runs: bool = True,
     ) -> asyncio.Future[T]:
-        """Tokenize off the loop, in the request's turn; cancelled it ends with its step.
+        """Tokenize off the loop, when the request's turn comes.
 
-        429 where it would wait too long: for other tokenizing, and where it `then_runs` for a pass.
-        `most`: the seconds it gives itself. `hold` is told of the bytes that are kept.
+        If the future is cancelled, the work stops after its step.
+
+        429 if it would wait too long for other tokenizing and, if it `then_runs`, for a pass.
+        `most`: its own limit in seconds. `hold` is called with the bytes kept.
         """
         self._check_open()
         wait = self.offload.tokenizer_wait_before(task.cost)
@@ -220,7 +222,7 @@ class Scheduler:
         self.queue.discard(unwanted)
         for work in self._running if unwanted else ():
             if not any(map(is_wanted, work.entries)):
-                for entry in work.entries:  # who asks from now on has it computed anew
+                for entry in work.entries:  # the next request for it computes it again
                     self._in_flight.forget(entry)
                 work.stop.ask()
 
@@ -342,8 +344,8 @@ class Scheduler:
         metrics.tokens.inc(tokens)
         metrics.padding_tokens.inc(done.padded_tokens - tokens)
         cost = sum(entry.cost for entry in work.entries)
-        # With what handing over takes: what is predicted is when lanes are done. A long text on
-        # every core takes the time of all lanes; a short one hardly gains from more than its own.
+        # Includes the hand-over: the prediction is about when lanes are done. A long text on every
+        # core takes the time of all lanes; a short one hardly gains from more than its own.
         seconds = self._clock() - work.began
         lanes = self._count if work.alone and work.is_long else 1
         self._admission.measure(work.encoder.shape, cost, seconds * lanes)
@@ -366,7 +368,7 @@ def _out_of_memory(row: int) -> RequestError:
 def _non_finite(row: int) -> RequestError:
     return RequestError(
         "non_finite_embedding",
-        f"the vector of input[{row}] is not finite or zero",
+        f"the vector of input[{row}] is zero or not finite",
         f"input[{row}]",
         {"x-should-retry": "false"},
     )

@@ -78,7 +78,7 @@ class Turns:
             heapq.heappush(self._heap, _Waiting(turn.place, turn.number, turn))
 
     def leave(self, turn: Turn) -> None:
-        """Forget work that is done, or that nobody waits for; twice is once."""
+        """Forget work that is done, or that nobody waits for; a second call has no effect."""
         if not turn.waiting:
             return
         turn.waiting = False

@@ -152,8 +152,8 @@ class _Incoming:
 
 def _late(settings: Settings, *, is_stalled: bool) -> RequestError:
     message = (
-        f"the body brought less than {PROGRESS_BYTES} bytes in {PROGRESS_SECONDS:g} s while other "
-        "requests found no room"
+        f"fewer than {PROGRESS_BYTES} bytes of the body arrived in {PROGRESS_SECONDS:g} s while "
+        "another request needed the memory"
         if is_stalled
         else f"the body did not arrive within {settings.max_body_seconds:g} s"
     )

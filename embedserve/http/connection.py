@@ -45,18 +45,20 @@ WRITE_SECONDS = 30.0
 # After a process was stopped, timers are due before it has read what arrived meanwhile. So a timer
 # that is due waits this much longer.
 AGAIN_SECONDS = 0.05
-# A client that still sends is read on for so long after a refusal, so that it can read the answer:
-# closing at once would reset the connection under it.
+# After a refusal, keep reading this long from a client that still sends: closing at once would
+# reset the connection before it reads the answer.
 LINGER_SECONDS = 2.0
-# Dropping costs next to nothing; a reset overtakes the answer on its way to whoever sends fast.
+# Generous: discarding bytes costs next to nothing, and a reset could reach a fast sender before the
+# answer does.
 LINGER_BYTES = 67_108_864
-# So many connections linger at a time, besides max_connections; others are closed at once.
+# At most this many connections linger at a time, on top of max_connections; others are closed at
+# once.
 LINGERING = 100
 # For a client that does not read, a transport holds this much and at most one answer. The client's
 # next request is parsed only after it has read.
 WRITE_BYTES = 8_192
-# A turn of the loop parses at most so many pieces, each of which ends with an empty line. The rest
-# is parsed in a later turn.
+# One turn of the loop parses at most this many pieces of a connection; a piece ends at an empty
+# line, the end of a sized body, the head limit or the end of what was read.
 PIECES = 64
 
 log = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ class Protocol(HttpToolsProtocol):
         self._lingering = False
         self._refusal: RequestError | None = None
         self._discarded = 0
-        # No request waits behind another: uvicorn's queue is for no use.
+        # Requests are parsed one at a time, so uvicorn's pipeline is not used.
         self.pipeline = ()  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -138,7 +140,7 @@ class Protocol(HttpToolsProtocol):
         self.flow = Flow(self.transport)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
         if self._shared.departures.is_reset(self._descriptor()):
-            # It waited to be accepted, and left: what it sent is not worth a look.
+            # It left while it waited to be accepted, so what it sent is not parsed.
             transport.abort()
             return
         most = self._shared.max_connections
@@ -411,8 +413,8 @@ class Protocol(HttpToolsProtocol):
         self._refusal = self._refusal or unparsable("the connection is closing")
         self._release()
         self.flow.resume_reading()
-        # What they hold of a head is of no use, and a connection is in a circle of references: it
-        # stays until the collector looks for those.
+        # Free the head now: the connection is in a reference cycle, so it stays until the garbage
+        # collector runs.
         self.parser = None  # type: ignore[assignment]
         self.url = b""
         if not self._is_answering():

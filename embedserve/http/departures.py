@@ -14,7 +14,7 @@ _LEFT = getattr(select, "POLLRDHUP", 0)
 class Departures:
     """The sockets that are not read. Owned by the event loop.
 
-    A loop that does not read a socket does not hear of its end either, while requests of it wait.
+    While reading is paused, the event loop does not notice that the client has closed.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from embedserve.errors import RequestError
 MAX_HEAD_BYTES = 32_768  # request line and header fields together
 MAX_URL_BYTES = 8_192
 MAX_FIELDS = 100
-CHUNKED = -1  # as the bytes of a body: its end shows only when it comes
+CHUNKED = -1  # in place of a length: the body is chunked, so its length is not known in advance
 
 _END = b"\r\n\r\n"
 
@@ -19,9 +19,8 @@ _END = b"\r\n\r\n"
 def find_end(data: bytes, start: int, before: bytes) -> int:
     """Return where the next empty line ends in `data`; its length where there is none.
 
-    `before`: the last three bytes before `data`, for a line end in two pieces. A head, and a body
-    in chunks, end with an empty line and never before one, so that no piece up to here has more
-    than one end.
+    `before`: the last three bytes before `data`, in case an empty line is split across two pieces.
+    Heads and chunked bodies end only at an empty line, so a piece up to here has at most one end.
     """
     if start == 0 and before:
         found = (before + data[:3]).find(_END)

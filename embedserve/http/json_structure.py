@@ -1,4 +1,4 @@
-"""What a JSON body is made of, counted as it arrives: before an object is made of any of it.
+"""Counts what a JSON body consists of as it arrives, before any of it is parsed.
 
 A parser makes up to 40 bytes of objects of each byte of `{"":0},`, and 2 of each byte of a long
 text. The difference shows in a few counts, which cost next to nothing.
@@ -29,7 +29,7 @@ class Structure:
     of a text can take once it is parsed, 1, 2 or 4, because one wide character makes its whole text
     wide.
 
-    Of what is no JSON the counts hold up to the first error, where parsing ends as well.
+    For invalid JSON, the counts hold up to the first error, where parsing stops too.
 
     >>> structure = Structure()
     >>> structure.feed(b'{"input": ["a", "b,[')

@@ -22,8 +22,9 @@ def bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
-        # Two processes may bind one address until one of them listens. Who connects while models
-        # load waits here; past the backlog its handshake is dropped, and tried again after 1 s.
+        # Two processes may bind one address until one of them listens. Clients that connect while
+        # models load wait here; past the backlog a handshake is dropped, and the client retries
+        # after 1 s.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterable
 
 from embedserve.errors import RequestError
 
-# A body is held as it came, and as the parser's copy of it; its texts are counted by their width.
+# A body is held twice: as it arrived, and as the parser's copy. Its texts are counted by character
+# width.
 BODY_COPIES = 2
 # A component takes 4 bytes as float32 and up to 13 as JSON, plus what the JSON needs to grow. A
 # text takes some objects in the queue and in a pass.
 _COMPONENT_BYTES = 20
 _ENTRY_BYTES = 1_000
 EBB_BYTES = 16_000_000
-# A request of up to so much is small: some 100 short texts and their answer.
+# Requests up to this size count as small: some 100 short texts and their answer.
 SMALL_BYTES = 1_000_000
 # This part of the limit is for small requests alone: large ones cannot shut them out.
 _RESERVED = 8
-# A body makes progress while it brings so much in so long. Slower ones are given up, but only where
-# another request finds no room.
+# A body makes progress if this many bytes arrive in this time. A slower one is dropped, but only
+# when another request needs its memory.
 PROGRESS_BYTES = 65_536
 PROGRESS_SECONDS = 1.0
 

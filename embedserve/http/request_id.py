@@ -1,4 +1,4 @@
-"""The id of a request: the client's where it is well-formed, else one of ours."""
+"""A request's id: the client's if it is well-formed, else a generated one."""
 
 from __future__ import annotations
 

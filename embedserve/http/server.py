@@ -24,8 +24,8 @@ from embedserve.system import process
 # Longer than the 60 s after which common load balancers drop an idle connection: the side that
 # closes first must not be the one that may still be sent a request.
 KEEP_ALIVE_SECONDS = 75
-# A connection that was idle for so long when draining is closed; a busy client's is not, because
-# its next request may be on its way.
+# During the drain, a connection idle for this long is closed. A busy one is not: its next request
+# may be on its way.
 IDLE_SECONDS = 1.0
 # Load balancers need time to notice that readiness fails.
 QUIET_SECONDS = 1.0

@@ -1,4 +1,4 @@
-"""What stands between uvloop's transport and uvicorn's protocol: buffers of ours, a late close."""
+"""Wraps uvloop's transport for uvicorn's protocol: shared read buffers, and a delayed close."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-# Padding is at most this part of a pass: mixed English at 256 tokens a pass, two lanes: within
-# 3 % of each other from 0.1 to 0.3.
+# The largest share of padding in a pass. Values from 0.1 to 0.3 are within 3 % of each other (mixed
+# English, 256 tokens per pass, two lanes).
 MAX_PADDING = 0.2
-# Or so many tokens of a pass, which then costs less than the short texts' own pass: what a pass
-# takes beside its tokens is the time of some 13 (1.7 ms and 0.13 ms a token, all-MiniLM-L6-v2).
+# Or this many padding tokens, which cost less than a separate pass for the short texts: the fixed
+# cost of a pass is that of some 13 tokens (1.7 ms, and 0.13 ms per token, all-MiniLM-L6-v2).
 FREE_PADDING = 13
 
 

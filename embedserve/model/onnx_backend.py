@@ -23,7 +23,8 @@ from embedserve.model.providers import PROVIDERS, Provider
 from embedserve.model.stop import Stop
 
 VERSION: str = onnxruntime.__version__
-# What it raises is caught and logged once, here; it would print all of it beside.
+# Its exceptions are caught and logged once, by embedserve; without this it would print them as
+# well.
 onnxruntime.set_default_logger_severity(4)
 SPIN_MICROSECONDS = "600"
 
@@ -202,7 +203,8 @@ def _check_shapes(
         for array, shape in zip((step.weight, step.bias), expected, strict=True):
             if array is not None and array.shape != shape:
                 raise StartupError(
-                    f"{directory}: {step.step.kind} has an array of {array.shape}, {shape} fits"
+                    f"{directory}: {step.step.kind} has an array of shape {array.shape}; "
+                    f"expected {shape}"
                 )
     if size != manifest.dimension:
         raise StartupError(
@@ -239,7 +241,7 @@ def _open(
     path: Path, provider: Provider, tables: Mapping[str, onnxruntime.OrtValue], threads: int
 ) -> onnxruntime.InferenceSession:
     check_available(provider)
-    # The CPU provider stands behind every other for the few shape operators.
+    # Every other provider also gets the CPU provider, for the few shape operators.
     providers: list[Any] = [(provider.name, dict(provider.options))]
     if provider.name != PROVIDERS["cpu"].name:
         providers.append(PROVIDERS["cpu"].name)
@@ -266,7 +268,7 @@ def _open(
     # Asked for CUDA, onnxruntime silently gives CPU when the driver or a library is missing.
     if active[0] != provider.name:
         raise StartupError(
-            f"provider {provider.name} was asked for and {active[0]} is active; {provider.advice}",
+            f"provider {provider.name} was requested, but {active[0]} is active; {provider.advice}",
             Exit.UNAVAILABLE,
         )
     return session

@@ -13,8 +13,8 @@ from embedserve.model import cuda
 class Provider:
     """An execution provider: onnxruntime's name, its options, and how to get it.
 
-    `lanes` (0: one per core) and `tokens_per_pass` are what serves it best unless they are set;
-    `tokenizers` is.
+    `lanes` (0: one per core) and `tokens_per_pass` are the best values for it, used unless the
+    settings give others; `tokenizers` cannot be set.
     """
 
     name: str
@@ -46,7 +46,7 @@ PROVIDERS: Mapping[str, Provider] = {
         # Attention by every kernel but cuDNN's (8). cuDNN makes a plan for each new shape of a
         # pass, which takes some 25 ms, and passes have thousands of shapes (docs/cuda.md).
         {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "247"},
-        "install onnxruntime-gpu in the place of onnxruntime (docs/cuda.md)",
+        "install onnxruntime-gpu in place of onnxruntime (docs/cuda.md)",
         # One pass computes while the other's arrays are made and copied. A third and a fourth take
         # more of the interpreter's lock than they give: 0.9 and 0.8 of the rate of two.
         lanes=2,

@@ -14,7 +14,7 @@ class Stop:
         self._end: Callable[[], None] | None = None
 
     def bind(self, end: Callable[[], None]) -> None:
-        """Call `end` when asked, at once when that was before."""
+        """Call `end` when the stop is asked for, or now if it already was."""
         self._end = end
         if self.asked is not None:
             end()

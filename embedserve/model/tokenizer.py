@@ -25,12 +25,12 @@ CHARACTERS_PER_TOKEN = 250
 # As many as a limit of 32,768 tokens takes, the largest of a model with attention: a model of
 # static embeddings has none.
 MOST_CHARACTERS = 32_768 * CHARACTERS_PER_TOKEN
-# Bulk jobs tokenize so many characters in one go: about 50 ms.
+# Bulk jobs tokenize this many characters at a time: about 50 ms.
 SLICE_CHARACTERS = 100_000
 # A step of the server's: at most 40 ms, where each character costs the most (Greek in words of 99
 # letters, 9.5 us; English 0.7). A longer text is a step of its own.
 STEP_CHARACTERS = 4_000
-# Each text costs as much as so many characters more.
+# The overhead of a text, in characters.
 _TEXT_CHARACTERS = 16
 # What an array of ids takes beside its ids.
 _ARRAY_BYTES = 112
@@ -224,7 +224,9 @@ class Tokenizer:
         bare = self._tokenizer.encode(probe, add_special_tokens=False).ids
         full = self._tokenizer.encode(probe)
         if self.max_tokens < len(full.ids) - len(bare):
-            raise StartupError(f"{path}: max_tokens is {self.max_tokens}, no room beside specials")
+            raise StartupError(
+                f"{path}: max_tokens is {self.max_tokens}, too few for the special tokens alone"
+            )
         inside = [i for i, sequence in enumerate(full.sequence_ids) if sequence is not None]
         if inside and not any(full.type_ids):
             prefix, end = inside[0], inside[-1] + 1

@@ -224,8 +224,8 @@ def test_again(tmp_path: Path, flags: list[str | Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("in.jsonl", "out.txt"), Exit.USAGE, "an output ends in one of"),
-        (("in.txt", "out.npy"), Exit.USAGE, "an input ends in one of"),
+        (("in.jsonl", "out.txt"), Exit.USAGE, "an output's name must end in one of"),
+        (("in.txt", "out.npy"), Exit.USAGE, "an input's name must end in one of"),
         (("absent.jsonl", "out.npy"), Exit.NOINPUT, "cannot be read"),
         (("in.jsonl", "absent/out.npy"), Exit.CANTCREAT, "is not a directory"),
         (("in.jsonl", "out.npy", "--dimensions", "2"), Exit.USAGE, "accepts only 4"),
