@@ -52,7 +52,9 @@ def test_promises() -> None:
     assert len(named) >= 25
     for attack, file, name in named:
         source = (ROOT / "tests" / (attack or "faults") / file).read_text(encoding="utf-8")
-        assert re.search(rf"^(?:class|(?:async )?def) {name}\b", source, re.MULTILINE), f"{file}::{name}"
+        assert re.search(rf"^(?:class|(?:async )?def) {name}\b", source, re.MULTILINE), (
+            f"{file}::{name}"
+        )
     for folder, prefix in (("faults", ""), ("attack", "attack/")):
         files = {path.name for path in (ROOT / "tests" / folder).glob("test_*.py")}
         assert files
