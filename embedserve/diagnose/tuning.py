@@ -173,7 +173,7 @@ def had(turns: Turns, cores: int) -> float:
 def table(turns: Turns, cores: int) -> str:
     """Return a table, fastest first, with a warning if much of the CPU was busy elsewhere."""
     rows = sorted(_rates(turns).items(), key=lambda row: -row[1])
-    lines = ["lanes  threads a lane  tokens a pass  tokens/s  of the best"]
+    lines = ["lanes    threads/lane    tokens/pass  tokens/s  of the best"]
     for c, rate in rows:
         figures = f"{rate:10,.0f}{rate / rows[0][1]:13.2f}"
         lines.append(f"{c.lanes:5}{c.threads:16}{c.tokens_per_pass:15}{figures}")
