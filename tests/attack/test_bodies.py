@@ -194,7 +194,7 @@ class TestStalled:
             until(is_answered)
             answer = received(stalled[1])
             assert answer.startswith(b"HTTP/1.1 408 ")
-            assert b"while other requests found no room" in answer
+            assert b"another request needed the memory" in answer
             assert set(answers) <= {200, 429}
 
 

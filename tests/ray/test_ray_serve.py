@@ -67,7 +67,7 @@ def in_flight(url: str) -> float:
 
 def lost(ray_serve: Serving) -> int:
     """How often a front has asked another replica so far."""
-    return ray_serve.log().count("a replica was lost with a request")
+    return ray_serve.log().count("a replica was lost while it handled a request")
 
 
 class TestVectors:
