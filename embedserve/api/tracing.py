@@ -65,7 +65,8 @@ _ACCEPTED = (
         "http/protobuf",
     ),
 )
-# Of what these say of a collector that cannot be reached, one line of each kind in so many seconds.
+# Loggers that report an unreachable collector; each kind of line is logged once in _SAID_EACH
+# seconds.
 _SENDERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
