@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,9 @@ log = logging.getLogger(__name__)
 
 def run(models: str | None, artifacts: str | None, model: list[str], **flags: str | None) -> int:
     """Load models, verify them, and serve them."""
-    # Process 1 of a container ignores signals without a handler; once it serves, it drains.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Process 1 of a container ignores signals without a handler; once it serves, it drains. Until
+    # then there is nothing to finish, and an exception could not leave a library's import.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from_environment = take_from_environment()
     configuration, settings, paths = context(models, artifacts, flags)
     logs.configure(settings)

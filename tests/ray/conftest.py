@@ -32,7 +32,7 @@ NOT_HERE = {
     "TestLog": "standard error of `embedserve serve`; test_ray_serve.py reads Ray's log files",
     "TestStart": "how `embedserve serve` starts",
     "TestEnd": "how `embedserve serve` ends",
-    "test_signal_during_load": "how `embedserve serve` ends",
+    "test_a_signal_while_it_starts": "how `embedserve serve` ends",
     "test_client_that_leaves": "sends to the root of the address; test_ray_serve.py has its own",
 }
 

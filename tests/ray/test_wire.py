@@ -6,8 +6,8 @@ from tests.test_serve import (
     TestEnd,
     TestMetrics,
     TestStart,
+    test_a_signal_while_it_starts,
     test_client_that_leaves,
-    test_signal_during_load,
 )
 from tests.test_wire import (
     TestAliases,
@@ -37,7 +37,7 @@ __all__ = [
     "aliased",
     "keyed",
     "test_a_deadline_that_has_passed",
+    "test_a_signal_while_it_starts",
     "test_client_that_leaves",
-    "test_signal_during_load",
     "with_keys",
 ]
