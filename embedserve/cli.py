@@ -84,7 +84,8 @@ def _with_default(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _help(text: str, default: object) -> str:
     """A flag's help with its default, where it has one."""
-    return text if default in (None, "", (), [], False) else f"{text}; default: {default}"
+    has_none = isinstance(default, bool) or default in (None, "", (), [])
+    return text if has_none else f"{text}; default: {default}"
 
 
 def _add_settings(parser: argparse.ArgumentParser, only: Sequence[str] | None) -> None:
