@@ -15,7 +15,7 @@ import pytest
 
 from embedserve.http.memory_budget import PROGRESS_SECONDS
 from tests.attack.forms import LIVEZ
-from tests.attack.watch import asking
+from tests.attack.watch import asking, longest
 from tests.conftest import MINILM, ROOT
 from tests.faults import watched
 from tests.faults.serving import Served, serving, until
@@ -225,7 +225,7 @@ def attacked(server: Served, name: str, connections: int, seconds: float) -> tup
         process.join()
     assert process.exitcode == 0
     assert not failures
-    return watched.peak(pid), max(waits)
+    return watched.peak(pid), longest(waits)
 
 
 def _send_all(port: int, name: str, connections: int, seconds: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from tests.attack.answers import Answer, MalformedError, answers
 from tests.attack.fuzz import fuzz
 from tests.attack.mutate import CORPUS, corpus
+from tests.attack.pauses import Span, found, watching
+from tests.attack.watch import longest
 
 ERROR = b'{"error":{"message":"m","type":"invalid_request_error","param":null,"code":"%b"}}'
 
@@ -83,3 +88,27 @@ def test_malformed_answers_are_found(data: bytes) -> None:
     """Each kind of answer that the server must not give."""
     with pytest.raises(MalformedError):
         answers(data, has_head=False)
+
+
+def test_a_pause_of_the_machine_is_no_wait() -> None:
+    """What lies in a pause is taken out of a wait, and nothing else."""
+    waits = [Span(1.0, 1.5), Span(2.0, 2.2)]
+    assert longest(waits) == 0.5
+    assert longest(waits, [Span(0.5, 1.1), Span(1.2, 1.4), Span(3.0, 9.0)]) == pytest.approx(0.2)
+    assert longest(waits, [Span(2.0, 2.1)]) == 0.5
+    assert longest([]) == 0.0
+
+
+def test_pauses_are_seen(tmp_path: Path) -> None:
+    """A clock that is stopped for a while says from when to when."""
+    file = tmp_path / "pauses"
+    with watching(file) as clock:
+        while not found(file):
+            for order in (signal.SIGSTOP, signal.SIGCONT):
+                clock.send_signal(order)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    clock.wait(0.2)
+    longest_pause = longest(found(file))
+    assert 0.1 < longest_pause < 5
+    file.write_text("1.0 1.5\n2.0")
+    assert found(file) == [Span(1.0, 1.5)]

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from tests.attack.forms import LIVEZ
-from tests.attack.watch import asking
+from tests.attack.pauses import Span
+from tests.attack.watch import asking, longest
 from tests.conftest import MINILM, ROOT, Server, Start
 from tests.faults.traffic import get, post
 from tests.faults.watched import bound, peak, processor
@@ -64,8 +65,8 @@ def status_of(connection: socket.socket) -> int:
 
 
 @contextmanager
-def asking_livez(server: Server) -> Iterator[list[float]]:
-    """Another client that asks /livez all the time, and gets it; its waits in seconds."""
+def asking_livez(server: Server) -> Iterator[list[Span]]:
+    """Another client that asks /livez all the time, and gets it; when it waited."""
     failures: list[str] = []
     with asking(httpx.URL(server.url).port or 80, LIVEZ, 0.01, failures) as waits:
         yield waits
@@ -101,9 +102,9 @@ def test_many_marks_stay_within_the_bound(fresh: Server, livez: float) -> None:
     with asking_livez(fresh) as waits, sent(fresh, tokenize_of(MARKS)) as connection:
         assert status_of(connection) == 200
     largest = peak(fresh.process.pid)
-    print(f"\nlargest {largest / 1e6:.0f} MB, /livez {max(waits) * 1000:.0f} ms")
+    print(f"\nlargest {largest / 1e6:.0f} MB, /livez {longest(waits) * 1000:.0f} ms")
     assert largest <= bound(fresh.log)
-    assert max(waits) <= livez
+    assert longest(waits) <= livez
 
 
 def test_the_deadline_is_kept(fresh: Server) -> None:
@@ -188,14 +189,14 @@ def test_tokenizing_that_waits_is_admitted_like_passes(start: Start, livez: floa
         bulk = [answer.result() for answer in answers]
     print(
         f"\nbulk {bulk}, {len(statuses)} queries at most {slowest:.2f} s, {set(statuses)}, "
-        f"predicted {max(waits):.1f} s, /livez {max(live) * 1000:.0f} ms"
+        f"predicted {max(waits):.1f} s, /livez {longest(live) * 1000:.0f} ms"
     )
     assert set(bulk) == {200, 429}
     assert bulk.count(429) >= 15
     assert max(waits) > MAX_WAIT
     assert set(statuses) <= {200, 429}
     assert slowest <= 2 * MAX_WAIT
-    assert max(live) <= livez
+    assert longest(live) <= livez
 
 
 def test_what_comes_is_what_the_model_sees(fresh: Server) -> None:
@@ -234,7 +235,7 @@ def test_many_at_once_leave_the_loop_free(
                 connection.settimeout(60)
                 connection.sendall(request_of(i))
             assert {status_of(connection) for connection in connections} <= {200, 429}
-    print(f"\n/livez {max(waits) * 1000:.0f} ms")
+    print(f"\n/livez {longest(waits) * 1000:.0f} ms")
     # Beside other work it was 0.23 to 0.34 s: what is left is a millisecond of each request, in one
     # go of the loop. Before, 1.4 to 1.6 s.
-    assert max(waits) <= livez
+    assert longest(waits) <= livez

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.attack.forms import KEY, LIVEZ, QUERY, Form, post
+from tests.attack.pauses import Span, without
 from tests.conftest import MINILM, ROOT
 from tests.faults import watched
 from tests.faults.serving import Served, serving
@@ -72,7 +73,7 @@ def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen
         )
         assert done.returncode == 0, done.stderr
         seen.attackers = done.stdout.strip()
-    seen.livez, seen.query = max(livez), max(query)
+    seen.livez, seen.query = longest(livez), longest(query)
     end = time.monotonic() + SECONDS_AFTER
     while (now := watched.resident(pid)) > seen.before + KEPT and time.monotonic() < end:
         time.sleep(0.1)
@@ -82,9 +83,9 @@ def attack(server: Served, form: Form, connections: int, seconds: float) -> Seen
 
 
 @contextlib.contextmanager
-def asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iterator[list[float]]:
-    """A client that asks again and again on kept connections and new ones; its waits in seconds."""
-    waits: list[float] = [0.0]
+def asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iterator[list[Span]]:
+    """A client that asks again and again on kept connections and new ones; when it waited."""
+    waits: list[Span] = []
     over = threading.Event()
 
     def ask() -> None:
@@ -98,7 +99,7 @@ def asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iter
                 answer = _one(one, request)
             except OSError as error:
                 answer = repr(error).encode()
-            waits.append(time.monotonic() - start)
+            waits.append(Span(start, time.monotonic()))
             if one is not kept:
                 one.close()
             if not answer.startswith(b"HTTP/1.1 200"):
@@ -113,6 +114,12 @@ def asking(port: int, request: bytes, pause: float, failures: list[str]) -> Iter
     finally:
         over.set()
         thread.join()
+
+
+def longest(waits: Iterable[Span], pauses: Iterable[Span] = ()) -> float:
+    """The longest wait in seconds, less the time in which the machine stood still."""
+    stood = list(pauses)
+    return max((without(wait, stood) for wait in list(waits)), default=0.0)
 
 
 def _connect(port: int) -> socket.socket:
