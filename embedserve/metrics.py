@@ -89,6 +89,13 @@ METRICS: tuple[Row, ...] = (
 )
 
 
+# Of the parent of several serving processes.
+PARENT_METRICS: tuple[Row, ...] = (
+    Row(Gauge, "processes", "Serving processes that are kept running.", ()),
+    Row(Counter, "process_restarts_total", "Serving processes that ended and were replaced.", ()),
+)
+
+
 class ModelMetrics:
     """The series of one model, looked up once because a look-up costs as much as a count."""
 
@@ -174,6 +181,22 @@ class Metrics:
             self._shown.add(name)
             self.registry.register(gauge)
         return gauge
+
+
+class ParentMetrics:
+    """What the parent of `processes` serving processes counts, on a registry of its own."""
+
+    def __init__(self, processes: int) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        made = {row.name: _make(row, self._registry) for row in PARENT_METRICS}
+        self.restarts: Counter = made["process_restarts_total"]
+        self._registry.register(made["processes"])
+        made["processes"].set(processes)
+
+    def render(self) -> bytes:
+        """Return the Prometheus text format."""
+        return generate_latest(self._registry)
 
 
 def _make(row: Row, registry: CollectorRegistry) -> Any:

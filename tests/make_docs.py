@@ -18,7 +18,7 @@ from embedserve.config.models_toml import shown
 from embedserve.config.settings import Settings, accepted
 from embedserve.diagnose.footprint import CONSUMERS
 from embedserve.errors import ERRORS, EXITS
-from embedserve.metrics import METRICS
+from embedserve.metrics import METRICS, PARENT_METRICS
 from export import add as export_add
 from export import cli as export_cli
 from tests import tree
@@ -98,7 +98,9 @@ def _embed() -> str:
 
 
 def _metrics() -> str:
-    rows = ([f"`embedserve_{m.name}`", ", ".join(m.labels), m.help] for m in METRICS)
+    rows = (
+        [f"`embedserve_{m.name}`", ", ".join(m.labels), m.help] for m in (*METRICS, *PARENT_METRICS)
+    )
     return _table(("metric", "labels", "meaning"), rows)
 
 

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embedserve import merged_metrics
 from embedserve.api.app import create_app
-from embedserve.cluster import exchange, front, merged_metrics, proxy
+from embedserve.cluster import exchange, front, proxy
 from embedserve.cluster.exchange import Answer, Request
 from embedserve.cluster.front import Directory, LostError
 from embedserve.cluster.scaling import QueueWait
@@ -417,7 +418,7 @@ def test_merged_metrics() -> None:
         metrics = Metrics()
         metrics.of("tiny").texts.inc(count)
         scrapes[name] = metrics.render()
-    text = merged_metrics.merge(scrapes).decode()
+    text = merged_metrics.merge(scrapes, front.LABEL).decode()
     assert 'embedserve_texts_total{model="tiny",replica="tiny#a"} 1.0\n' in text
     assert 'embedserve_texts_total{model="tiny",replica="tiny#b"} 2.0\n' in text
     assert text.count("# TYPE embedserve_texts_total counter\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,7 @@ from embedserve.config.settings import Settings
 from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
 from embedserve.model.registry import ModelRegistry
+from embedserve.processes.member import Member
 
 # A pass that nobody waits for is stopped between two operators: tens of milliseconds.
 LANES_GRACE = 5.0
@@ -28,14 +30,21 @@ def create_app(
     keys: Keys | None = None,
     readiness: Readiness | None = None,
     metrics: Metrics | None = None,
+    member: Member | None = None,
 ) -> ASGIApp:
-    """Build the application over loaded models; `lanes` inference threads."""
-    metrics = metrics or Metrics()
-    service = Service(settings, registry, lanes, readiness or Readiness(), metrics)
+    """Build the application over loaded models; `lanes` inference threads.
+
+    `member`: this process, where several serve.
+    """
+    metrics, readiness = metrics or Metrics(), readiness or Readiness()
+    service = Service(settings, registry, lanes, readiness, metrics, member)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
+        beside = asyncio.create_task(member.serve(metrics, readiness)) if member else None
         yield
+        if beside is not None:
+            beside.cancel()
         service.bodies.close()
         service.scheduler.close(LANES_GRACE)
 

@@ -25,6 +25,7 @@ from embedserve.metrics import Metrics
 from embedserve.model import providers
 from embedserve.model.providers import PROVIDERS
 from embedserve.model.registry import ModelRegistry, describe
+from embedserve.processes.member import Member
 from embedserve.system import memory
 
 
@@ -38,12 +39,14 @@ class Service:
         lanes: int,
         readiness: Readiness,
         metrics: Metrics,
+        member: Member | None = None,
     ) -> None:
         self.settings = settings
         self.readiness = readiness
         self.registry = registry
         self.metrics = metrics
         self.created = int(time.time())
+        self._member = member
         self._scrapes, self._scraped = Allowance(), b""
         cache = VectorCache(settings.cache_mb * 1_000_000) if settings.cache_mb else None
         self.scheduler = Scheduler(
@@ -90,7 +93,10 @@ class Service:
         # Some 4 ms each: a flood of scrapes gets what was rendered tens of milliseconds ago.
         start = time.perf_counter()
         if self._scrapes.is_left(start):
-            self._scraped = self.metrics.render()
+            if self._member is not None:
+                self._scraped = await self._member.merged_metrics()
+            else:
+                self._scraped = self.metrics.render()
             self._scrapes.spend(time.perf_counter() - start)
         return Response(self._scraped, media_type=metrics.CONTENT_TYPE)
 

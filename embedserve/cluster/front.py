@@ -20,17 +20,19 @@ from embedserve.api.middleware import wrapped
 from embedserve.api.request_body import PARSE_ON_LOOP
 from embedserve.api.routes import routes
 from embedserve.cluster.exchange import Answer, Request
-from embedserve.cluster.merged_metrics import merge
 from embedserve.config.api_keys import Keys
 from embedserve.config.settings import Settings
 from embedserve.engine.cancellation import deadline_exceeded
 from embedserve.errors import ClientLeftError, RequestError
 from embedserve.http import body, deadline
 from embedserve.http.memory_budget import MemoryBudget, Reservation
+from embedserve.merged_metrics import merge
 from embedserve.metrics import CONTENT_TYPE, Metrics
 
 log = logging.getLogger(__name__)
 
+# Names each process's series in the metrics of all.
+LABEL = "replica"
 # A replica answers 504 itself. If it cannot, the front does so this much later.
 LATE_SECONDS = 1.0
 # Time for replicas to answer a probe, and to return their metrics.
@@ -142,7 +144,7 @@ class Front:
     async def get_metrics(self, request: HttpRequest) -> Response:
         scrapes = await asyncio.gather(*(p.metrics() for p in self._directory.processes))
         texts = {name: text for scrape in scrapes for name, text in scrape.items()}
-        content = await asyncio.to_thread(merge, texts)  # milliseconds for each process
+        content = await asyncio.to_thread(merge, texts, LABEL)  # milliseconds for each process
         return Response(content, media_type=CONTENT_TYPE)
 
     async def live(self, request: HttpRequest) -> Response:

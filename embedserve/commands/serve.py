@@ -11,13 +11,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedserve import logs
 from embedserve.commands.context import Command, context
-from embedserve.config.api_keys import Keys, take_from_environment
+from embedserve.config.api_keys import Keys, take_from_environment, to_hand_over
 from embedserve.config.settings import Settings
 from embedserve.system import host
+
+if TYPE_CHECKING:
+    from embedserve.processes.member import Member
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,11 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     from_environment = take_from_environment()
     configuration, settings, paths = context(models, artifacts, flags)
     logs.configure(settings)
+    member = _member(settings)
+    if settings.processes > 1 and member is None:
+        from embedserve.processes import parent
+
+        return parent.run(settings, to_hand_over(from_environment))
     keys = Keys(Path(settings.api_keys_file) if settings.api_keys_file else None, from_environment)
     if settings.api_keys_file:
         # Set before the loop runs, because SIGHUP without a handler ends a process.
@@ -39,12 +47,15 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     from embedserve.model import loading, providers
     from embedserve.model.providers import PROVIDERS
 
-    listener = bind(settings)
+    listener = member.listener if member else bind(settings)
     traced = _tracing(settings)
     specs = loading.choose(configuration.models, model, paths["artifacts"], settings.skip_missing)
     aliases = [a for a in configuration.aliases.values() if not model or a.model in model]
     found = host.read()
     cores = found.cores.value
+    lanes = providers.lanes(settings, cores)
+    if member is not None:
+        cores, lanes = member.share(cores), member.share(lanes)
     with ThreadPoolExecutor(1, "loader") as loader:
         work = (specs, aliases, paths["artifacts"], settings.provider, cores)
         loading_models = loader.submit(loading.load, *work)
@@ -57,7 +68,6 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
         from embedserve.metrics import Metrics
 
         loaded = loading_models.result()
-    lanes = providers.lanes(settings, cores)
     tokens = providers.tokens_per_pass(settings)
     manifests = [model.manifest for model in loaded]
     memory = footprint.estimate(
@@ -90,7 +100,7 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     readiness, metrics = Readiness(), Metrics()
     metrics.fix("memory_bound_bytes", memory.most)
     metrics.fix("memory_limit_bytes", found.memory.value if found.memory else math.inf)
-    app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics))
+    app = traced(create_app(settings, loaded, lanes, keys, readiness, metrics, member))
     server.run(app, settings, listener, readiness, metrics)
     if any(t.name.startswith((THREADS, TOKENIZER, RENDERER)) for t in threading.enumerate()):
         # A lane still runs a pass, and onnxruntime's destructors would abort under it. Or a thread
@@ -98,6 +108,15 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _member(settings: Settings) -> Member | None:
+    """Return what the parent of several processes handed over; None: there is none."""
+    if settings.processes == 1:
+        return None
+    from embedserve.processes import member
+
+    return member.take_from_environment()
 
 
 def _tracing(settings: Settings) -> Callable[[Any], Any]:

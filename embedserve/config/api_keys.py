@@ -80,24 +80,36 @@ def take_from_environment() -> list[str]:
     text = os.environ.pop(VARIABLE, None)
     if text is None:
         return []
-    _split(text, VARIABLE)  # reports unusable keys before anything else happens
-    fd = os.memfd_create("keys", 0)
-    os.write(fd, text.encode())
-    os.lseek(fd, 0, os.SEEK_SET)
-    environment = {**os.environ, _DESCRIPTOR: str(fd)}
+    keys = _split(text, VARIABLE)  # reports unusable keys before anything else happens
+    environment = {**os.environ, **to_hand_over(keys)}
     # The same script, or the same -m with the same options, so that Python looks for modules where
     # it did at first, and above all not in the working directory.
     arguments = [sys.executable, *sys.orig_argv[1:]]
     os.execve(sys.executable, arguments, environment)  # noqa: S606  # this very program again
 
 
+def to_hand_over(keys: Sequence[str]) -> dict[str, str]:
+    """Write keys to a memory file; return the environment that tells a new process where they are.
+
+    Every process that inherits the descriptor can read them.
+    """
+    if not keys:
+        return {}
+    fd = os.memfd_create("keys", 0)
+    os.write(fd, "\n".join(keys).encode())
+    return {_DESCRIPTOR: str(fd)}
+
+
 def _handed_over(descriptor: str) -> str:
     try:
         number = int(descriptor)
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not from an earlier start")
-        with os.fdopen(number, "r", encoding="utf-8") as file:
-            return file.read()
+        # From its start, whatever another process has read of it.
+        content = os.pread(number, status.st_size, 0)
+        os.close(number)
+        return content.decode()
     except (OSError, ValueError, OverflowError) as error:
         raise StartupError(f"environment: {_DESCRIPTOR} must not be set") from error
 

@@ -42,6 +42,9 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on", bool, "an address")
     port: int = _setting(5000, "port to listen on; 0 takes a free one", *_between(0, 65535))
     provider: str = _setting("cpu", "execution provider", *_one_of("cpu", "cuda"))
+    processes: int = _setting(
+        1, "serving processes on the port, which share out the cores", *_between(1, 256)
+    )
     lanes: int = _setting(
         0,
         "inference threads; 0: one per core that affinity and quota allow, or two for cuda",

@@ -15,13 +15,20 @@ BACKLOG = 2048  # connections that the kernel accepts ahead of this process
 SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Bind before models load, so that an address in use costs no time. StartupError otherwise."""
+def bind(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
+    """Bind before models load, so that an address in use costs no time. StartupError otherwise.
+
+    `port`: instead of the one in the settings. `shared`: other sockets of this user may listen on
+    the address as well, and each gets a part of the connections.
+    """
+    port = settings.port if port is None else port
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        listener.bind((settings.host, settings.port))
+        listener.bind((settings.host, port))
         # Two processes may bind one address until one of them listens. Clients that connect while
         # models load wait here; past the backlog a handshake is dropped, and the client retries
         # after 1 s.
@@ -29,7 +36,7 @@ def bind(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StartupError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
+            f"cannot listen on {settings.host}:{port}: {error.strerror}; choose another "
             "with --host and --port",
             Exit.UNAVAILABLE,
         ) from error

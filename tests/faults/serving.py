@@ -125,9 +125,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
     """Wait for a state."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not come to this"
         time.sleep(0.01)

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from embedserve.cluster.merged_metrics import LABEL
+from embedserve.cluster.front import LABEL
 from tests import conftest
 from tests.conftest import MINILM, ROOT
 from tests.ray.serving import Serving, serving, settings

@@ -9,8 +9,6 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-LABEL = "replica"
-
 
 @dataclass(frozen=True, slots=True)
 class _Families(Collector):
@@ -22,12 +20,12 @@ class _Families(Collector):
         yield from self.families
 
 
-def merge(scrapes: Mapping[str, bytes]) -> bytes:
-    """Merge Prometheus texts by process name into one; LABEL names each series' process."""
+def merge(scrapes: Mapping[str, bytes], label: str) -> bytes:
+    """Merge Prometheus texts by process name into one; `label` names each series' process."""
     families: dict[str, Metric] = {}
     for name, text in scrapes.items():
         for family in text_string_to_metric_families(text.decode()):
-            samples = [s._replace(labels={**s.labels, LABEL: name}) for s in family.samples]
+            samples = [s._replace(labels={**s.labels, label: name}) for s in family.samples]
             merged = families.setdefault(family.name, family)
             merged.samples = samples if merged is family else merged.samples + samples
     return generate_latest(_Families(families.values()))

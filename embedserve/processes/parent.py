@@ -1,0 +1,119 @@
+"""The parent of several serving processes: `embedserve serve --processes N`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from embedserve.config.settings import Settings
+from embedserve.errors import Exit, StartupError
+from embedserve.http import listener
+from embedserve.merged_metrics import merge
+from embedserve.metrics import ParentMetrics
+from embedserve.processes.worker import Worker
+from embedserve.system import host
+
+log = logging.getLogger(__name__)
+
+# Names each process's series in the metrics of all.
+LABEL = "process"
+PARENT = "parent"
+
+
+def run(settings: Settings, keys: Mapping[str, str]) -> int:
+    """Serve with `settings.processes` processes until a signal; return the exit status.
+
+    `keys`: the environment that hands the API keys to each of them. StartupError when there are
+    more processes than cores, or the address cannot be had.
+    """
+    cores = host.read().cores
+    if settings.processes > cores.value:
+        raise StartupError(
+            f"processes = {settings.processes}: more than the {cores.value} cores that this "
+            f"process may use ({cores.origin}); 1 to {cores.value}",
+            Exit.CONFIG,
+        )
+    return asyncio.run(Parent(settings, keys).run())
+
+
+class Parent:
+    """Starts the processes, and ends them. Owned by the event loop.
+
+    The first loads alone: what keeps it from serving is said once, and nothing else is started.
+    """
+
+    def __init__(self, settings: Settings, keys: Mapping[str, str]) -> None:
+        self._settings = settings
+        with listener.bind(settings) as probe:  # StartupError where another has the address
+            self._port = probe.getsockname()[1]
+        self._metrics = ParentMetrics(settings.processes)
+        self._workers = [
+            Worker(number, settings.processes, self._bind, keys, self._restarted, self._merged)
+            for number in range(settings.processes)
+        ]
+        self._ending = False
+        self._merging: asyncio.Task[bytes] | None = None
+
+    async def run(self) -> int:
+        """Serve until a signal, or until a process ends before it has ever served."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number)
+        if self._settings.api_keys_file:
+            loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        first, *others = self._workers
+        runs = {asyncio.create_task(first.run())}
+        announced = asyncio.create_task(self._announced())
+        if await _is_first(first.serves.wait(), *runs):
+            runs |= {asyncio.create_task(worker.run()) for worker in others}
+        done, left = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+        announced.cancel()
+        if not self._ending:
+            self._end(signal.SIGTERM)
+        if left:
+            await asyncio.wait(left)
+        return next((status for task in done if (status := task.result())), 0)
+
+    async def _announced(self) -> None:
+        """Say that all serve, and what they take at most."""
+        await asyncio.gather(*(worker.serves.wait() for worker in self._workers))
+        most = host.resident() + sum(worker.bound for worker in self._workers)
+        log.info("%s processes serve; memory: at most %.0f MB", len(self._workers), most / 1e6)
+
+    def _bind(self) -> socket.socket:
+        return listener.bind(self._settings, self._port, shared=True)
+
+    def _end(self, number: int) -> None:
+        self._ending = True
+        for worker in self._workers:
+            worker.end(number)
+
+    def _pass_on(self, number: int) -> None:
+        for worker in self._workers:
+            worker.send_signal(number)
+
+    def _restarted(self) -> None:
+        self._metrics.restarts.inc()
+
+    async def _merged(self) -> bytes:
+        """The metrics of all, gathered once for those who ask meanwhile."""
+        if self._merging is None or self._merging.done():
+            self._merging = asyncio.create_task(self._gathered())
+        return await asyncio.shield(self._merging)
+
+    async def _gathered(self) -> bytes:
+        found = await asyncio.gather(*(worker.metrics() for worker in self._workers))
+        texts = {str(i + 1): text for i, text in enumerate(found) if text is not None}
+        texts[PARENT] = self._metrics.render()
+        return await asyncio.to_thread(merge, texts, LABEL)
+
+
+async def _is_first(event: Coroutine[Any, Any, object], *others: asyncio.Task[Any]) -> bool:
+    """Wait for an event or the end of a task; whether the event came first."""
+    waiting = asyncio.create_task(event)
+    await asyncio.wait({waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
+    return waiting.done() or not waiting.cancel()
