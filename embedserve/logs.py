@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from queue import Full, Queue
+from collections.abc import Callable, Iterable, Mapping
+from queue import SimpleQueue
 
 from embedserve.config.settings import Settings
 from embedserve.escapes import escaped
@@ -19,6 +18,10 @@ ACCESS = "embedserve.access"  # one line per request: never limited
 # Most lines that wait to be written: a few seconds of a busy server.
 MOST_WAITING = 10_000
 CLOSE_SECONDS = 1.0
+# Lines are gathered for this long, and written in pieces that other processes' lines do not part
+# (PIPE_BUF).
+GATHER_SECONDS = 0.005
+ATOMIC_BYTES = 4_096
 # At most BURST lines of one kind (logger and message) pass in WINDOW seconds.
 BURST, WINDOW = 20, 10.0
 MOST_KINDS = 1000
@@ -33,8 +36,40 @@ class TextFormatter(logging.Formatter):
         self.default_time_format = "%Y-%m-%dT%H:%M:%S"
         self.datefmt = self.default_time_format
 
+        self._second, self._text = -1, ""
+
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # the library's name
+        """As the library does it, once a second."""
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._text = second, super().formatTime(record, datefmt)
+        return self._text
+
+
+class AccessRecord(logging.LogRecord):
+    """One request's line: `fields` as an object, or as words.
+
+    Made without what the library looks up for each record, such as the caller and the thread, which
+    no format here shows: a tenth of the time.
+    """
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        now = time.time()
+        self.name, self.levelno, self.levelname = ACCESS, logging.INFO, "INFO"
+        self.created, self.msecs = now, (now - int(now)) * 1000
+        self.msg, self.args = "", None
+        self.exc_info = self.exc_text = self.stack_info = None
+        self.fields = fields
+
+    def getMessage(self) -> str:  # noqa: N802  # the library's name
+        """The fields as words; a path is quoted, because a client chose it."""
+        return " ".join(
+            f"{key}={value!r}" if key == "path" else f"{key}={value}"
+            for key, value in self.fields.items()
+        )
 
 
 class JsonFormatter(TextFormatter):
@@ -68,40 +103,62 @@ class Lines(logging.Handler):
         super().__init__()
         self._descriptor = descriptor
         self._lost = 0
-        self._records: Queue[logging.LogRecord | None] = Queue(MOST_WAITING)
+        self._records: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._records.put_nowait(record)
-        except Full:
+        if self._records.qsize() < MOST_WAITING:
+            self._records.put(record)
+        else:
             self._lost += 1
 
     def close(self) -> None:
         """Write the lines that wait; give up after CLOSE_SECONDS."""
-        with contextlib.suppress(Full):
-            self._records.put_nowait(None)
+        self._records.put(None)
         self._thread.join(CLOSE_SECONDS)
         super().close()
 
     def _write_all(self) -> None:
-        while (record := self._records.get()) is not None:
+        is_last = False
+        while not is_last:
+            records = [self._records.get()]
+            # A busy server would wake this thread for each line, which takes the interpreter's lock
+            # from the event loop each time.
+            time.sleep(GATHER_SECONDS)
+            records += [self._records.get() for _ in range(self._records.qsize())]
+            is_last = None in records
             lost = self._lost
-            self._write(record)
+            self._write(record for record in records if record is not None)
             if lost and self._lost == lost:
                 self._lost = 0
-                self._write(
-                    _warning("%s log lines were lost: standard error did not take them", lost)
-                )
+                message = "%s log lines were lost: standard error did not take them"
+                self._write([_warning(message, lost)])
 
-    def _write(self, record: logging.LogRecord) -> None:
+    def _write(self, records: Iterable[logging.LogRecord]) -> None:
+        """Write lines, several at once; a pipe keeps at most ATOMIC_BYTES together."""
+        waiting: list[bytes] = []
+        size = 0
+        for record in records:
+            try:
+                line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+            except Exception:  # a record that cannot be formatted
+                self._lost += 1
+                continue
+            if waiting and size + len(line) > ATOMIC_BYTES:
+                self._put(waiting)
+                waiting, size = [], 0
+            waiting.append(line)
+            size += len(line)
+        self._put(waiting)
+
+    def _put(self, lines: list[bytes]) -> None:
+        left = b"".join(lines)
         try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-        except Exception:  # a closed pipe, a full disk, a record that cannot be formatted
-            self._lost += 1
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:  # a closed pipe, a full disk
+            self._lost += len(lines)
 
 
 class Limit(logging.Filter):

@@ -208,7 +208,4 @@ def _log(scope: Scope, status: int, request_id: bytes, seconds: float) -> None:
     }
     if (trace := state.get("trace")) is not None:
         fields["trace_id"] = trace.id
-    text = " ".join(
-        f"{key}={value!r}" if key == "path" else f"{key}={value}" for key, value in fields.items()
-    )
-    access_log.info("%s", text, extra={"fields": fields})
+    access_log.handle(logs.AccessRecord(fields))

@@ -1,17 +1,18 @@
-"""A server whose engine is a constant: python -m tests.bench.constant_server embedserve|bare DIM
+"""A server that computes nothing: python -m tests.bench.constant_server KIND
 
-`bare` is uvicorn and starlette alone, with the same settings, answering the same bytes. Prints its
-port. The constant is one row of DIM float32 a text.
+Prints its port. Kinds, from all to nothing of what a server of all-MiniLM-L6-v2 does:
+- `passes`: everything, but a constant in the place of onnxruntime's session; it logs access;
+- `engine`: a constant in the place of tokenizing, queue and lanes;
+- `bare`: uvicorn and starlette alone, with the same settings, answering the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
@@ -23,20 +24,22 @@ from starlette.types import ASGIApp
 from embedserve import logs
 from embedserve.api import embeddings, render
 from embedserve.api.app import create_app
+from embedserve.arrays.batch import Batch
 from embedserve.arrays.finishing import normalize
 from embedserve.arrays.types import Floats
 from embedserve.config.models_toml import ModelSpec
 from embedserve.config.settings import Settings
-from embedserve.engine.embed import Embedded
+from embedserve.engine.embed import Call, Embedded
 from embedserve.http import server
 from embedserve.http.listener import bind
 from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
 from embedserve.model.loading import load_model
-from embedserve.model.model import Model
 from embedserve.model.registry import ModelRegistry
-from embedserve.model.request import EmbeddingsRequest
-from tests import tiny
+from embedserve.model.stop import Stop
+
+ROOT = Path(__file__).parent.parent.parent
+MODEL, DIM, LANES = "all-MiniLM-L6-v2", 384, 2
 
 
 def rows(n: int, dim: int) -> Floats:
@@ -45,25 +48,36 @@ def rows(n: int, dim: int) -> Floats:
     return normalize(made)
 
 
-def constant_app(settings: Settings, dim: int) -> ASGIApp:
-    """embedserve's own application, all but the engine."""
-    answers = functools.cache(functools.partial(rows, dim=dim))
+class Constant:
+    """In the place of a model's sessions."""
 
-    async def embed(_: Model, request: EmbeddingsRequest, *rest: Any) -> Embedded:
-        texts = request.texts or []
+    def __init__(self) -> None:
+        self._rows = rows(256, DIM)
+
+    def embed(self, batch: Batch, alone: bool, stop: Stop) -> Floats:
+        """As many rows as sequences."""
+        return self._rows[: len(batch.input_ids)]
+
+
+def constant_app(settings: Settings, kind: str) -> ASGIApp:
+    """embedserve's own application, less the passes or the whole engine."""
+    answers = functools.cache(functools.partial(rows, dim=DIM))
+
+    async def embed(call: Call) -> Embedded:
+        texts = call.request.texts or []
         now = time.perf_counter()
         return Embedded(answers(len(texts)), 6 * len(texts), [], 0.0, 0.0, 0.0, now, now)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        tiny.write(Path(scratch) / "tiny")
-        model, _ = load_model(ModelSpec("tiny"), Path(scratch) / "tiny", "cpu")
-    vars(embeddings)["embed"] = embed  # the constant in the engine's place
-    return create_app(settings, ModelRegistry([model]), 1)
+    model, _ = load_model(ModelSpec(MODEL), ROOT / "artifacts" / MODEL, "cpu")
+    model.encoder = replace(model.encoder, backend=Constant())
+    if kind == "engine":
+        vars(embeddings)["embed"] = embed
+    return create_app(settings, ModelRegistry([model]), LANES)
 
 
-def bare_app(dim: int) -> ASGIApp:
+def bare_app() -> ASGIApp:
     """starlette reading the body and answering the same bytes."""
-    content = b"".join(render.embeddings_parts("tiny", rows(1, dim), 6, [], "float"))
+    content = b"".join(render.embeddings_parts(MODEL, rows(1, DIM), 6, [], "float"))
 
     async def answer(request: Request) -> Response:
         await request.body()
@@ -72,13 +86,13 @@ def bare_app(dim: int) -> ASGIApp:
     return Starlette(routes=[Route("/v1/embeddings", answer, methods=["POST"])])
 
 
-def main(kind: str, dim: str) -> None:
+def main(kind: str) -> None:
     """Serve until terminated."""
-    settings = Settings(port=0, log_level="warning")
+    settings = Settings(port=0, log_level="info" if kind == "passes" else "warning")
     logs.configure(settings)
     listener = bind(settings)
     print(listener.getsockname()[1], flush=True)
-    app = bare_app(int(dim)) if kind == "bare" else constant_app(settings, int(dim))
+    app = bare_app() if kind == "bare" else constant_app(settings, kind)
     server.run(app, settings, listener, Readiness(), Metrics())
 
 

@@ -1,9 +1,10 @@
-"""What the HTTP layer costs: python -m tests.bench.http_overhead
+"""What a request costs beside its pass: python -m tests.bench.http_overhead
 
-Processor time of the server per one-text request at 32 clients, with the engine replaced by a
-constant, beside bare uvicorn and starlette answering the same bytes, in turns in one run. Then the
-server's time for 2,048 x 384 answers as float JSON, base64 and raw octets. Bars: 250 us and 2.0
-times bare; base64 at most 1/4, octets at most 1/10 of float JSON.
+The server's processor time for a request of one text at 32 clients, and requests a second: with a
+constant in the place of the session (access log on), in the place of the whole engine, and of bare
+uvicorn and starlette answering the same bytes; in turns in one run. Then the time for answers of
+2,048 x 384 as float JSON, base64 and raw octets. Bars: passes 160 us and 5,500 requests a second;
+base64 at most 1/4, octets at most 1/10 of float JSON.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from statistics import median
+from typing import NamedTuple
 
 from tests.bench.load import drive, request
 from tests.bench.process import cpu_seconds
 
 CLIENTS, COUNT, ROUNDS = 32, 6000, 7
-ONE = request(json.dumps({"model": "tiny", "input": "what is an embedding"}).encode())
+ONE = request(json.dumps({"input": "what is an embedding"}).encode())
+KINDS = ("passes", "engine", "bare")
 
 
 @contextlib.contextmanager
 def serving(kind: str) -> Iterator[tuple[int, int]]:
     """A running constant server: its port and pid."""
-    command = [sys.executable, "-m", "tests.bench.constant_server", kind, "384"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.bench.constant_server", kind]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline()), process.pid
@@ -35,38 +41,50 @@ def serving(kind: str) -> Iterator[tuple[int, int]]:
             process.terminate()
 
 
-def per_request(port: int, pid: int, sent: bytes, clients: int, count: int) -> float:
-    """Seconds of the server's processor time per request."""
-    before = cpu_seconds(pid)
+class Cost(NamedTuple):
+    """Of one request: seconds of the server's processor time; and requests a second."""
+
+    seconds: float
+    rate: float
+
+
+def per_request(port: int, pid: int, sent: bytes, clients: int, count: int) -> Cost:
+    """Send `count` requests."""
+    before, start = cpu_seconds(pid), time.perf_counter()
     asyncio.run(drive(port, sent, clients, count))
-    return (cpu_seconds(pid) - before) / count
+    elapsed = time.perf_counter() - start
+    return Cost((cpu_seconds(pid) - before) / count, count / elapsed)
 
 
 def many(encoding: str, headers: str = "") -> bytes:
     """A request of 2,048 short texts."""
     texts = [f"text number {i}" for i in range(2048)]
-    body = {"model": "tiny", "input": texts, "encoding_format": encoding}
+    body = {"input": texts, "encoding_format": encoding}
     return request(json.dumps(body).encode(), headers)
 
 
 def main() -> None:
     """Measure in turns, print medians and ratios."""
-    with serving("embedserve") as ours, serving("bare") as bare:
-        for server in (ours, bare):
+    with contextlib.ExitStack() as started:
+        servers = {kind: started.enter_context(serving(kind)) for kind in KINDS}
+        for server in servers.values():
             per_request(*server, ONE, CLIENTS, 1000)
-        pairs = [
-            [per_request(*s, ONE, CLIENTS, COUNT) for s in (ours, bare)] for _ in range(ROUNDS)
+        seen: list[dict[str, Cost]] = [
+            {kind: per_request(*server, ONE, CLIENTS, COUNT) for kind, server in servers.items()}
+            for _ in range(ROUNDS)
         ]
-        own, other = (median(column) * 1e6 for column in zip(*pairs, strict=True))
-        ratio = median(a / b for a, b in pairs)
-        print(f"one text, {CLIENTS} clients: {own:.0f} us; bare {other:.0f} us; ratio {ratio:.2f}")
+        for kind in KINDS:
+            cost = median(each[kind].seconds for each in seen) * 1e6
+            rate = median(each[kind].rate for each in seen)
+            ratio = median(each[kind].seconds / each["bare"].seconds for each in seen)
+            print(f"{kind}: {cost:.0f} us, {ratio:.2f} of bare, {rate:.0f} requests/s", flush=True)
         kinds = {
             "float": many("float"),
             "base64": many("base64"),
             "octets": many("float", "accept: application/octet-stream\r\n"),
         }
         rounds = [
-            {kind: per_request(*ours, sent, 1, 40) for kind, sent in kinds.items()}
+            {k: per_request(*servers["engine"], s, 1, 40).seconds for k, s in kinds.items()}
             for _ in range(ROUNDS)
         ]
         for kind in kinds:

@@ -86,7 +86,7 @@ def main() -> None:
         for server in servers.values():
             per_request(*server, ONE, CLIENTS, 1000)
         rounds = [
-            {kind: per_request(*s, ONE, CLIENTS, COUNT) for kind, s in servers.items()}
+            {k: per_request(*s, ONE, CLIENTS, COUNT).seconds for k, s in servers.items()}
             for _ in range(ROUNDS)
         ]
     for kind in KINDS:
