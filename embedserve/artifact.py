@@ -33,8 +33,10 @@ FINISHING_KINDS = ("dense", "layer_norm", "normalize")
 # Far above any real model, yet within what arrays and positions can hold.
 MOST_COMPONENTS, MOST_VOCABULARY, MOST_TOKENS = 2**17, 2**26, 2**31
 PADDING_SIDES = ("right", "left")
-# Largest accepted difference from the reference in any component, by the artifact's precision.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3}
+# Largest accepted deviation from the reference, by the artifact's precision: see `deviation`.
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.04}
+# Precisions whose loss is certified (Quality): the least agreement@10 that is published.
+FLOORS: Mapping[str, float] = {"int8": 0.93}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,30 @@ class Parity:
     tolerance: float
     versions: Mapping[str, str]
     graph_versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The certificate of a precision's loss: `queries` against `passages` of a fixed corpus.
+
+    Agreement is the mean share of float32's nearest passages (10, or 1) that this artifact finds on
+    `provider`; `queries_alone` with float32's vectors of the passages, an index made earlier.
+    `spearman` ranks the cosines of all pairs; the cosines are those of each text's two vectors.
+    `corpus` is the sha256 of the texts, `floor` the least agreement_at_10 that was accepted.
+    """
+
+    corpus: str
+    queries: int
+    passages: int
+    provider: str
+    agreement_at_10: float
+    agreement_at_1: float
+    queries_alone_at_10: float
+    queries_alone_at_1: float
+    spearman: float
+    min_cosine: float
+    mean_cosine: float
+    floor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +140,7 @@ class Manifest:
     fingerprint: str
     created: str
     parity: Parity | None = None
+    quality: Quality | None = None
     tables: tuple[Table, ...] = ()
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     converted_from: Mapping[str, str] = field(default_factory=dict)
@@ -154,12 +181,27 @@ _NOT_IN_FINGERPRINT = (
     "fingerprint",
     "created",
     "parity",
+    "quality",
     "tables",
     "files",
     "converted_from",
 )
 # Written to manifest.json only when not empty: older versions do not know these keys.
-_OPTIONAL: Mapping[str, Any] = {"converted_from": {}}
+_OPTIONAL: Mapping[str, Any] = {"converted_from": {}, "quality": None}
+
+
+def deviation(found: Floats, expected: Floats, precision: str) -> float:
+    """How far vectors (n, d) are from the reference: the largest difference of a component.
+
+    For a precision with a floor: the largest 1 - cosine.
+    """
+    if precision not in FLOORS:
+        return float(np.abs(found - expected).max())
+    x, y = found.astype(np.float64), expected.astype(np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    # Two vectors of zeros are equal: static embeddings of texts without tokens.
+    cosines = np.where(norms > 0, np.sum(x * y, axis=1) / np.maximum(norms, 1e-30), 1.0)
+    return float(1 - cosines.min())
 
 
 def fingerprint(manifest: Manifest) -> str:
@@ -336,7 +378,7 @@ def read_array(directory: Path, name: str) -> Floats:
 
 def map_tables(directory: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """Map each table of the manifest into memory, by name; rows are read from disk when used."""
-    kind = {"fp32": np.float32, "fp16": np.float16}[manifest.precision]
+    kind = np.float16 if manifest.precision == "fp16" else np.float32
     path = directory / WEIGHTS
     try:
         return {t.name: np.memmap(path, kind, "r", t.offset, t.shape) for t in manifest.tables}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedserve import artifact
+from embedserve.arrays.types import Ints
 from embedserve.artifact import FinishingStep, Manifest
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
@@ -174,6 +175,8 @@ def _make_from(
     tokenizer.export(answers.tokenizer, found, stage)
     manifest = _manifest(spec, found, _save_arrays(found.finishing, stage), written)
     manifest = replace(manifest, converted_from=converted.origins)
+    if spec.precision in artifact.FLOORS:
+        manifest = _quantized(manifest, spec, stage, [case.ids for case in answers.cases], progress)
     progress("comparing")
     parity, golden = verify.compare(stage, manifest, cases, texts, answers, written.versions)
     artifact.write_golden(stage, golden)
@@ -182,6 +185,34 @@ def _make_from(
     record = {"fingerprint": manifest.fingerprint, "files": files, **wishes}
     peak = max(memory.peak(), written.peak_bytes, answers.peak_bytes)
     return _Made(manifest, source.origin, written.fused, peak, record)
+
+
+def _quantized(
+    manifest: Manifest,
+    spec: ModelSpec,
+    stage: Path,
+    sequences: Sequence[Ints],
+    progress: Progress,
+) -> Manifest:
+    """Convert the staged graph to the precision asked for; return the manifest with its loss.
+
+    `sequences` are of texts other than those that the loss is measured on.
+    """
+    from export import int8, prose, quality, weights_file
+
+    corpus = prose.read()
+    progress(f"embedding {len(corpus.texts)} texts in float32")
+    exact = quality.vectors(stage, replace(manifest, precision="fp32"), corpus)
+    path = stage / artifact.GRAPH
+    model = int8.convert(path, int8.tops(path, sequences))
+    tables = tuple(weights_file.tables(model.graph, spec.precision))
+    manifest = replace(manifest, tables=tables)
+    progress(f"embedding them in {spec.precision}")
+    found = quality.vectors(stage, manifest, corpus)
+    floor = max(artifact.FLOORS[spec.precision], spec.agreement or 0.0)
+    measured = quality.compare(exact, found, corpus, "cpu", floor)
+    quality.check(measured, spec.name)
+    return replace(manifest, quality=measured)
 
 
 @contextlib.contextmanager
@@ -238,8 +269,8 @@ def _graph_and_answers(
 
     place = scratch / "graph"
     place.mkdir()
-    with graph.start(found, stage, place, nurseries) as making:
-        graph.check(found, place, nurseries)
+    with graph.start(found, spec.precision, stage, place, nurseries) as making:
+        graph.check(found, spec.precision, place, nurseries)
         if found.weight_bytes > TOGETHER_BYTES:
             written = graph.finish(making, found, stage, spec.precision)
             with question.start(nurseries) as asking:
@@ -310,7 +341,7 @@ def _created() -> str:
 
 def _wishes(spec: ModelSpec) -> dict[str, Any]:
     """All keys of a model's table that change its artifact, as they come back from JSON."""
-    values = {
+    values: dict[str, Any] = {
         "repository": spec.repository,
         "revision": spec.revision,
         "package": [asdict(package) for package in spec.package],
@@ -323,6 +354,8 @@ def _wishes(spec: ModelSpec) -> dict[str, Any]:
         "task": spec.task,
         "recipe": RECIPE,
     }
+    if spec.agreement is not None:  # records without it stay valid
+        values["agreement"] = spec.agreement
     decoded: dict[str, Any] = json.loads(json.dumps(values))
     return decoded
 

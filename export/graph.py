@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from embedserve.artifact import GRAPH, Table
+from embedserve.artifact import FLOORS, GRAPH, Table
 from embedserve.errors import Exit, StartupError
 from export import steps, weights_file
 from export.facts import Facts
@@ -42,19 +42,22 @@ class Graph:
     peak_bytes: int
 
 
-def is_optimums(facts: Facts) -> bool:
-    """Whether optimum makes the graph."""
+def is_optimums(facts: Facts, precision: str) -> bool:
+    """Whether optimum makes the graph. Its fused operators hide products that int8 converts."""
     small = facts.weight_bytes <= _OPTIMUM_BYTES and facts.max_tokens <= _OPTIMUM_TOKENS
-    return facts.model_type in _OPTIMUM and small
+    return facts.model_type in _OPTIMUM and small and precision not in FLOORS
 
 
-def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> StepProcess:
+def start(
+    facts: Facts, precision: str, stage: Path, scratch: Path, nurseries: Nurseries
+) -> StepProcess:
     """Start writing stage/model.onnx and weights.bin, in another process.
 
-    The graph: input_ids, attention_mask (b, t) int64 -> last_hidden_state (b, t, h) float32.
+    In float32; `precision` says what will be made of it. The graph: input_ids, attention_mask
+    (b, t) int64 -> last_hidden_state (b, t, h) float32.
     """
     job = {**_job(facts), "out": str(stage)}
-    if not is_optimums(facts):
+    if not is_optimums(facts, precision):
         return nurseries.start(_FAMILY_STEP, job, scratch)
     if not steps.OPTIMUM.is_dir():
         raise StartupError(
@@ -67,12 +70,12 @@ def start(facts: Facts, stage: Path, scratch: Path, nurseries: Nurseries) -> Ste
     return nurseries.start("export.optimum_graph", job, scratch, steps.OPTIMUM)
 
 
-def check(facts: Facts, scratch: Path, nurseries: Nurseries) -> None:
+def check(facts: Facts, precision: str, scratch: Path, nurseries: Nurseries) -> None:
     """Check the tensors' names and shapes and the positions, as the family's graph would.
 
     Only for graphs by optimum: a family's own step begins with this. StartupError (65).
     """
-    if is_optimums(facts):
+    if is_optimums(facts, precision):
         with nurseries.start(_FAMILY_STEP, _job(facts), scratch) as step:
             step.result()
 

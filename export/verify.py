@@ -62,11 +62,10 @@ def compare(
     _same_ids(tokenizer, [Case(text) for text in texts], answers.ids)
     backend = OnnxBackend(stage, manifest, threads=len(os.sched_getaffinity(0)))
     encoder = Encoder.of(manifest.name, manifest, backend)
-    tolerance = artifact.TOLERANCES[manifest.precision]
     worst, cosine = 0.0, 1.0
     for members in _batches(sequences, manifest):
         rows = _run(encoder, [sequences[i] for i in members], cases[members[0]], members[0])
-        difference, least = _compare_rows(rows, members, cases, answers.cases, tolerance)
+        difference, least = _compare_rows(rows, members, cases, answers.cases, manifest.precision)
         worst, cosine = max(worst, difference), min(cosine, least)
     size = sum((stage / name).stat().st_size for name in (GRAPH, WEIGHTS))
     reference = f"sentence-transformers {answers.versions['sentence-transformers']}"
@@ -76,7 +75,7 @@ def compare(
         longest=max(map(len, sequences)),
         max_abs_difference=worst,
         min_cosine=cosine,
-        tolerance=tolerance,
+        tolerance=artifact.TOLERANCES[manifest.precision],
         versions={**answers.versions, "onnxruntime": onnxruntime.__version__},
         graph_versions=versions,
     )
@@ -126,15 +125,16 @@ def _compare_rows(
     members: Sequence[int],
     cases: Sequence[Case],
     answers: Sequence[CaseAnswer],
-    tolerance: float,
+    precision: str,
 ) -> tuple[float, float]:
-    """Return the largest difference and smallest cosine; StartupError past `tolerance`."""
+    """Return the largest deviation and smallest cosine; StartupError past the tolerance."""
+    tolerance = artifact.TOLERANCES[precision]
     worst, cosine = 0.0, 1.0
     for row, i in zip(rows, members, strict=True):
         for expected in answers[i].vectors:
             full = len(expected) == len(row)
             found = row if full else finishing.truncate(row[None], len(expected))[0]
-            difference = float(np.abs(found - expected).max())
+            difference = artifact.deviation(found[None], expected[None], precision)
             similarity = _cosine(found, expected)
             if not difference <= tolerance:  # NaN fails, too
                 raise _failed(

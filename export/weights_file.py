@@ -46,8 +46,8 @@ def to_fp16(path: Path) -> onnx.ModelProto:
 
 
 def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
-    """The tensors of `precision` that are only read by look-ups of rows."""
-    kind = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[precision]
+    """The floats of `precision` that are only read by look-ups of rows."""
+    kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
     readers: dict[str, set[str]] = {}
     for node in _nodes(graph):
         for name in node.input:

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedserve import artifact
-from embedserve.artifact import FileRecord, FinishingStep, Golden, Manifest, Parity, Table
+from embedserve.artifact import FileRecord, FinishingStep, Golden, Manifest, Parity, Quality, Table
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.model.loading import load_model
 from tests import tiny
 
+QUALITY = Quality("b" * 64, 500, 3_500, "cpu", 0.96, 0.97, 0.97, 0.98, 0.999, 0.99, 0.999, 0.93)
 RICH: dict[str, Any] = {
     "pooling": ("cls", "mean"),
     "finishing": (
@@ -42,9 +43,11 @@ RICH: dict[str, Any] = {
     "parity": Parity(
         "sentence-transformers", 3, 256, 1e-7, 1.0, 1e-5, {"torch": "2.9"}, {"optimum": "2.1"}
     ),
+    "quality": QUALITY,
     "converted_from": {"pytorch_model.bin": "a" * 64},
 }
 CONVERTED = "converted_from"
+OPTIONAL = (CONVERTED, "quality")
 # Another value for each fact that determines vectors.
 OTHER_FACTS: dict[str, Any] = {
     "format": 2,
@@ -70,6 +73,7 @@ OTHER_STORIES: dict[str, Any] = {
     "fingerprint": "0" * 64,
     "created": "2027-12-31T00:00:00Z",
     "parity": Parity("x", 1, 1, 0.0, 1.0, 1.0, {}, {}),
+    "quality": QUALITY,
     "tables": (Table("words", 64, (3, 4)),),
     "converted_from": {"pytorch_model.bin": "a" * 64},
 }
@@ -277,7 +281,7 @@ class TestEditedManifest:
         edit(directory, lambda m: m["files"]["model.onnx"].update(sha256="0" * 64))
         refused_by_read(directory, "fingerprint")
 
-    @pytest.mark.parametrize("key", [f.name for f in fields(Manifest) if f.name != CONVERTED])
+    @pytest.mark.parametrize("key", [f.name for f in fields(Manifest) if f.name not in OPTIONAL])
     def test_a_missing_key(self, directory: Path, key: str) -> None:
         """Every key must be there; none has a default when read, but the one below."""
         edit(directory, lambda m: m.pop(key))
@@ -285,8 +289,9 @@ class TestEditedManifest:
 
     def test_weights_that_are_not_converted(self, directory: Path) -> None:
         """Nothing is written of it, so that versions that do not know the key read the rest."""
-        assert CONVERTED not in json.loads((directory / artifact.MANIFEST).read_text())
+        assert not {*OPTIONAL} & {*json.loads((directory / artifact.MANIFEST).read_text())}
         assert artifact.read(directory).converted_from == {}
+        assert artifact.read(directory).quality is None
 
     @pytest.mark.parametrize("value", [1, None, "a", [], {"pytorch_model.bin": 1}], ids=str)
     def test_odd_origins(self, directory: Path, value: object) -> None:
@@ -343,7 +348,7 @@ class TestEditedManifest:
             ("pooling", (), "cls, max, mean"),
             ("finishing", (FinishingStep("whiten"),), "dense, layer_norm, normalize"),
             ("padding_side", "both", "right, left"),
-            ("precision", "int8", "fp32, fp16"),
+            ("precision", "int4", "fp32, fp16, int8"),
             (
                 "finishing",
                 (FinishingStep("dense", activation="torch.nn.GELU"),),
@@ -613,7 +618,7 @@ class TestTables:
     @pytest.mark.parametrize("precision", artifact.TOLERANCES)
     def test_mapped(self, tmp_path: Path, precision: str) -> None:
         """Each by its name, from its offset, in the artifact's precision."""
-        words = self.WORDS.astype(precision.replace("fp", "float"))
+        words = self.WORDS.astype(np.float16 if precision == "fp16" else np.float32)
         (tmp_path / artifact.WEIGHTS).write_bytes(b"x" * 64 + words.tobytes())
         tables = Table("words", 64, (6, 4)), Table("last", 64 + words[:4].nbytes, (2, 4))
         mapped = artifact.map_tables(tmp_path, self.manifest(*tables, precision=precision))

@@ -24,7 +24,7 @@ from embedserve.config.settings import Settings, merge
 from embedserve.errors import ERRORS, Exit
 from embedserve.http import connection, framing, server
 from embedserve.http.readiness import LOST_SECONDS
-from embedserve.metrics import METRICS
+from embedserve.metrics import METRICS, PARENT_METRICS
 from embedserve.model.request import INPUT_TYPES
 from embedserve.model.tokenizer import CHARACTERS_PER_TOKEN
 from export import add as export_add
@@ -329,7 +329,7 @@ class TestOperating:
 
 def test_names() -> None:
     """Metrics, variables and exit statuses that a page names exist."""
-    metrics = {f"embedserve_{row.name}" for row in METRICS}
+    metrics = {f"embedserve_{row.name}" for row in (*METRICS, *PARENT_METRICS)}
     variables = {f"EMBEDSERVE_{f.name.upper()}" for f in fields(Settings)}
     variables |= {"EMBEDSERVE_MODELS", "EMBEDSERVE_ARTIFACTS", "EMBEDSERVE_API_KEYS"}
     for path in HELD:
@@ -349,6 +349,7 @@ LISTED = (
         "config/api_keys", "config/models_toml", "config/server_table", "config/settings",
         "diagnose/sample_texts", "diagnose/tuning", "http/listener", "http/server", "model/cuda",
         "model/loading", "model/onnx_backend", "model/registry", "model/tokenizer",
+        "processes/member", "processes/parent",
     )),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "export").rglob("*.py")),
 )  # fmt: skip

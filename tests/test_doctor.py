@@ -30,7 +30,7 @@ KEYS = {
 }  # fmt: skip
 MODEL_KEYS = {
     "name", "artifact", "present", "intact", "problem", "bytes", "fingerprint", "precision",
-    "dimension", "max_tokens", "parity",
+    "dimension", "max_tokens", "parity", "quality",
 }  # fmt: skip
 
 

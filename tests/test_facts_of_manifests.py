@@ -36,7 +36,7 @@ WRONG: dict[str, Any] = {
     ],
     "default_prompt_name": ["query", ""],
     "tables": [(Table("table", 0, (1, 4)),), (Table("table", -1, (0,)),)],
-    "precision": ["int8"],
+    "precision": ["int4"],
 }
 
 

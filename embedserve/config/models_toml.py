@@ -14,7 +14,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.system import regular_file
 
 FINISHING_STEPS = ("layer_norm", "normalize")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -40,8 +40,9 @@ class ModelSpec:
     `package`: one wheel with the files, or several with the parts of one archive, in order.
     `sha256` maps a file of the model to its digest. `finishing`, `matryoshka` and `prompts` state
     what the model's card says and its files do not; None if the files say it. `max_tokens` is a
-    limit below the one in the files. `task` chooses one of the tasks that the model was trained
-    for. `optional`: exported only by name, and served if it has an artifact.
+    limit below the one in the files. `agreement` is the least agreement@10 of a precision whose
+    loss is certified. `task` chooses one of the tasks that the model was trained for. `optional`:
+    exported only by name, and served if it has an artifact.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ModelSpec:
     matryoshka: tuple[int, ...] | None = None
     prompts: Mapping[str, str] | None = None
     precision: str = "fp32"
+    agreement: float | None = None
     max_tokens: int | None = None
     task: str | None = None
     optional: bool = False
@@ -204,6 +206,15 @@ def _boolean(key: str) -> Callable[[Any, str], bool]:
     return check
 
 
+def _part(key: str) -> Callable[[Any, str], float]:
+    def check(value: Any, where: str) -> float:
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise StartupError(f"{where} {key} = {shown(value)}; a number from 0 to 1")
+        return float(value)
+
+    return check
+
+
 def _positive(key: str) -> Callable[[Any, str], int]:
     def check(value: Any, where: str) -> int:
         if type(value) is not int or value < 1:
@@ -224,6 +235,7 @@ _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "matryoshka": _matryoshka,
     "prompts": _prompts,
     "precision": _string("precision", re.compile("|".join(PRECISIONS)), " or ".join(PRECISIONS)),
+    "agreement": _part("agreement"),
     "max_tokens": _positive("max_tokens"),
     "task": _string("task", _TASK, "a name of 1 to 64 letters, digits, '.', '_' and '-'"),
     "optional": _boolean("optional"),

@@ -17,7 +17,7 @@ from embedserve.model.providers import PROVIDERS
 from embedserve.system.host import Host, Known
 
 _MIB, _GIB = 2**20, 2**30
-_FACTS = ("fingerprint", "precision", "dimension", "max_tokens", "parity")
+_FACTS = ("fingerprint", "precision", "dimension", "max_tokens", "parity", "quality")
 
 Row = tuple[str, str, str]  # label, value, origin
 
@@ -135,3 +135,9 @@ def _model_rows(model: ArtifactState) -> Iterator[Row]:
         f"({parity.tolerance:.0e} is accepted)"
     )
     yield "parity", within or "no certificate", ""
+    if quality := manifest.quality:
+        found = (
+            f"{quality.agreement_at_10:.3f} of float32's ten nearest passages, least cosine "
+            f"{quality.min_cosine:.4f} ({quality.floor:g} is accepted)"
+        )
+        yield "quality", found, ""

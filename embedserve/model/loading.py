@@ -45,6 +45,7 @@ def load_model(
     """
     start = time.perf_counter()
     manifest = artifact.read(directory)
+    _check_precision(manifest.precision, provider, directory)
     artifact.check_small_files(directory, manifest)
     process.tokenize_with(tokenizing)
     with ThreadPoolExecutor(2) as threads:  # what takes longest, side by side: 75 of 400 ms
@@ -70,6 +71,16 @@ def load_model(
         manifest.fingerprint,
     )
     return model, difference
+
+
+def _check_precision(precision: str, provider: str, directory: Path) -> None:
+    accepted = PROVIDERS[provider].precisions
+    if precision not in accepted:
+        raise StartupError(
+            f'{directory}: has precision "{precision}", which provider {provider} does not run; it '
+            f"runs {', '.join(accepted)}",
+            Exit.CONFIG,
+        )
 
 
 def check_golden(model: Model, golden: Golden, directory: Path) -> tuple[float, float]:
@@ -110,8 +121,9 @@ def _compared(model: Model, golden: Golden, directory: Path) -> tuple[float, flo
     # The session for lone texts computes the same bits: once proves it, and warms it up.
     rows.append(encoder.run(ids[:1], alone=True)[0])
     vectors = np.concatenate([golden.vectors, golden.vectors[:1]])
-    difference = float(np.abs(np.stack(rows) - vectors).max())
-    tolerance = artifact.TOLERANCES[model.manifest.precision]
+    precision = model.manifest.precision
+    difference = artifact.deviation(np.stack(rows), vectors, precision)
+    tolerance = artifact.TOLERANCES[precision]
     if not difference <= tolerance:  # a NaN is no pass
         raise StartupError(
             f"{directory}: golden vectors differ by {difference:.1e} on {model.provider}, at most "

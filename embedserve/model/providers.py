@@ -25,6 +25,7 @@ class Provider:
     tokenizers: int = 1  # requests that are tokenized at once
     device: str | None = None  # where token embeddings stay, and are pooled
     disabled_optimizers: tuple[str, ...] = ()  # of onnxruntime's, by its names
+    precisions: tuple[str, ...] = ("fp32", "fp16")
     check: Callable[[], None] = lambda: None  # StartupError where this machine cannot run it
 
 
@@ -39,6 +40,7 @@ PROVIDERS: Mapping[str, Provider] = {
         tokens_per_pass=256,
         # The operator that it makes of Add and LayerNormalization takes four times as long.
         disabled_optimizers=("SkipLayerNormFusion",),
+        precisions=("fp32", "fp16", "int8"),
     ),
     "cuda": Provider(
         "CUDAExecutionProvider",

@@ -121,4 +121,5 @@ def describe(model: Model, alias: Alias | None) -> dict[str, object]:
         "fingerprint": manifest.fingerprint,
         "source": {"repository": manifest.repository, "revision": manifest.revision},
         "parity": asdict(manifest.parity) if manifest.parity else None,
+        "quality": asdict(manifest.quality) if manifest.quality else None,
     }
