@@ -39,6 +39,12 @@ class TextFormatter(logging.Formatter):
         self._second, self._text = -1, ""
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record, AccessRecord):  # the same, at a third of the cost
+            line = (
+                f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}Z INFO {ACCESS}: "
+                f"{record.getMessage()}"
+            )
+            return escaped(line)
         return escaped(super().format(record))
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # the library's name
@@ -56,19 +62,22 @@ class AccessRecord(logging.LogRecord):
     no format here shows: a tenth of the time.
     """
 
+    name, levelno, levelname = ACCESS, logging.INFO, "INFO"
+    msg, args = "", None
+    exc_info = exc_text = stack_info = None
+
     def __init__(self, fields: Mapping[str, object]) -> None:
-        now = time.time()
-        self.name, self.levelno, self.levelname = ACCESS, logging.INFO, "INFO"
-        self.created, self.msecs = now, (now - int(now)) * 1000
-        self.msg, self.args = "", None
-        self.exc_info = self.exc_text = self.stack_info = None
+        self.created = now = time.time()
+        self.msecs = now % 1 * 1000
         self.fields = fields
 
     def getMessage(self) -> str:  # noqa: N802  # the library's name
         """The fields as words; a path is quoted, because a client chose it."""
         return " ".join(
-            f"{key}={value!r}" if key == "path" else f"{key}={value}"
-            for key, value in self.fields.items()
+            [
+                f"{key}={value!r}" if key == "path" else f"{key}={value}"
+                for key, value in self.fields.items()
+            ]
         )
 
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from embedserve.errors import RequestError
 from embedserve.http import refusals
 from embedserve.http.client_left import KEY as CLIENT_LEFT
+from embedserve.http.cycle import Cycle
 from embedserve.http.departures import Departures
 from embedserve.http.flow_control import BODY, REST, TURN, Flow
 from embedserve.http.framing import (
@@ -306,10 +308,38 @@ class Protocol(HttpToolsProtocol):
             self._refusal = error
             return
         if not self.parser.should_upgrade():
-            super().on_headers_complete()
+            self._begin()
             self.scope[CLIENT_LEFT] = self._watch_client  # type: ignore[literal-required]
             if self._shared.readiness.draining:
                 self.cycle.keep_alive = False
+
+    def _begin(self) -> None:
+        """Hand the request to the application, as uvicorn does."""
+        version, url, scope = (
+            self.parser.get_http_version(),
+            httptools.parse_url(self.url),
+            self.scope,
+        )
+        path = url.path.decode("ascii")
+        scope["method"] = self.parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"], scope["query_string"] = url.path, url.query or b""
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
         self._progressed = True

@@ -301,9 +301,9 @@ def options(threads: int) -> onnxruntime.SessionOptions:
     # mixed texts on two lanes run at 1.03 of the rate, and a long text's memory goes back.
     made.enable_cpu_mem_arena = False
     made.enable_mem_pattern = False
-    # Without VNNI the kernel for products of unsigned by signed int8 saturates: 0.89 instead of 0.96
-    # of the nearest passages are found. This takes another one there, which is exact, so that int8
-    # gives the same bits on every processor.
+    # Without VNNI the kernel for unsigned by signed int8 saturates: 0.89 instead of 0.96 of the
+    # nearest passages are found. This takes an exact one there, so that int8 gives the same bits on
+    # every processor.
     made.add_session_config_entry("session.x64quantprecision", "1")
     # What a run raises is caught and logged once, by the scheduler.
     made.log_severity_level = 4

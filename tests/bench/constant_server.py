@@ -37,6 +37,7 @@ from embedserve.metrics import Metrics
 from embedserve.model.loading import load_model
 from embedserve.model.registry import ModelRegistry
 from embedserve.model.stop import Stop
+from embedserve.system import process
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL, DIM, LANES = "all-MiniLM-L6-v2", 384, 2
@@ -88,6 +89,7 @@ def bare_app() -> ASGIApp:
 
 def main(kind: str) -> None:
     """Serve until terminated."""
+    process.prepare()
     settings = Settings(port=0, log_level="info" if kind == "passes" else "warning")
     logs.configure(settings)
     listener = bind(settings)
