@@ -91,8 +91,8 @@ METRICS: tuple[Row, ...] = (
 
 # Of the parent of several serving processes.
 PARENT_METRICS: tuple[Row, ...] = (
-    Row(Gauge, "processes", "Serving processes that are kept running.", ()),
-    Row(Counter, "process_restarts_total", "Serving processes that ended and were replaced.", ()),
+    Row(Gauge, "processes", "Processes that serve.", ()),
+    Row(Counter, "process_restarts_total", "Starts of a process in the place of another.", ()),
 )
 
 
@@ -184,15 +184,18 @@ class Metrics:
 
 
 class ParentMetrics:
-    """What the parent of `processes` serving processes counts, on a registry of its own."""
+    """What the parent of several serving processes counts, on a registry of its own.
 
-    def __init__(self, processes: int) -> None:
+    `serving` is called at each scrape for how many serve.
+    """
+
+    def __init__(self, serving: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         made = {row.name: _make(row, self._registry) for row in PARENT_METRICS}
         self.restarts: Counter = made["process_restarts_total"]
         self._registry.register(made["processes"])
-        made["processes"].set(processes)
+        made["processes"].set_function(serving)
 
     def render(self) -> bytes:
         """Return the Prometheus text format."""

@@ -306,6 +306,26 @@ class TestAdvice:
         (line,) = found(models=(model,), memory=Known(2**28, "memory.max")).advice()
         assert "268 MB available (memory.max): lower max_connections" in line
 
+    def test_memory_of_processes(self) -> None:
+        """Each has the models and the limits for itself."""
+        model = ArtifactState("tiny", Path("tiny"), tiny.manifest(), None)
+        one = found(models=(model,)).footprint
+        assert one is not None
+        enough = Known(2 * one.most, "memory.max")
+        two, three = (Settings(processes=count, lanes=1) for count in (2, 3))
+        assert found(models=(model,), memory=enough, settings=two).advice() == []
+        (line,) = found(models=(model,), memory=enough, settings=three).advice()
+        assert "in each process; that may exceed" in line
+        assert "(memory.max, for each of 3 processes)" in line
+
+    @pytest.mark.parametrize(("instructions", "lines"), [("avx2", 1), ("avx512_vnni", 0)])
+    def test_int8(self, instructions: str, lines: int) -> None:
+        """Said where the processor gains little from it."""
+        model = ArtifactState("tiny", Path("tiny"), tiny.manifest(precision="int8"), None)
+        flags = Known(("avx2", instructions), "/proc/cpuinfo")
+        advice = found(models=(model,), instructions=flags).advice()
+        assert ["only about 20 % faster" in line for line in advice] == [True] * lines
+
     def test_keys(self) -> None:
         """With keys a public address is nothing to say."""
         assert replace(found(settings=Settings(host="::")), has_keys=True).advice() == []

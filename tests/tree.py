@@ -12,7 +12,7 @@ PACKAGE = ROOT / "embedserve"
 # Modules and folders of the package: each imports only those before it.
 ORDER = (
     *("escapes", "errors", "arrays", "system", "config", "logs", "metrics", "merged_metrics"),
-    *("artifact", "model", "http", "processes", "engine", "api", "bulk", "cluster", "diagnose"),
+    *("artifact", "model", "http", "engine", "processes", "api", "bulk", "cluster", "diagnose"),
     *("commands", "cli"),
 )
 # A test that walks files and finds few of them holds for nothing.

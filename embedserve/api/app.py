@@ -41,7 +41,10 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: ASGIApp) -> AsyncIterator[None]:
-        beside = asyncio.create_task(member.serve(metrics, readiness)) if member else None
+        fingerprints = {model.name: model.manifest.fingerprint for model in registry}
+        beside = None
+        if member is not None:
+            beside = asyncio.create_task(member.serve(metrics, readiness, fingerprints))
         yield
         if beside is not None:
             beside.cancel()

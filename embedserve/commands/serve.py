@@ -17,6 +17,7 @@ from embedserve import logs
 from embedserve.commands.context import Command, context
 from embedserve.config.api_keys import Keys, take_from_environment, to_hand_over
 from embedserve.config.settings import Settings
+from embedserve.processes import VARIABLE
 from embedserve.system import host
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     from_environment = take_from_environment()
     configuration, settings, paths = context(models, artifacts, flags)
     logs.configure(settings)
-    member = _member(settings)
+    member = _member()
     if settings.processes > 1 and member is None:
         from embedserve.processes import parent
 
@@ -110,9 +111,9 @@ def run(models: str | None, artifacts: str | None, model: list[str], **flags: st
     return 0
 
 
-def _member(settings: Settings) -> Member | None:
+def _member() -> Member | None:
     """Return what the parent of several processes handed over; None: there is none."""
-    if settings.processes == 1:
+    if VARIABLE not in os.environ:
         return None
     from embedserve.processes import member
 

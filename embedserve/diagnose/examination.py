@@ -19,6 +19,7 @@ from embedserve.errors import Exit, StartupError
 from embedserve.http.listener import is_loopback
 from embedserve.model import onnx_backend, providers
 from embedserve.model.loading import choose
+from embedserve.processes import parent
 from embedserve.system import host
 from embedserve.system.host import Host, Known
 
@@ -95,11 +96,12 @@ class Report:
 
     @property
     def footprint(self) -> Footprint | None:
-        """The memory bound, as a server prints it at start; None without a model."""
+        """The memory bound of a process, as it prints it at start; None without a model."""
         manifests = [model.manifest for model in self.models if model.manifest]
         if not manifests:
             return None
         lanes, tokens = self.setting("lanes").value, self.setting("tokens_per_pass").value
+        lanes = -(-lanes // self.settings.processes)  # the largest share
         return estimate(
             self.needed,
             manifests,
@@ -138,6 +140,7 @@ def examine(paths: Mapping[str, Path], names: Sequence[str], flags: Mapping[str,
     models = [m for m in models if m.present or names or not known.models[m.name].optional]
     # `choose` judges missing artifacts: some may be missing.
     problems += [m.problem for m in models if m.problem and m.present]
+    attempt(lambda: parent.check(settings, host.read().cores))
     attempt(lambda: onnx_backend.check_available(providers.PROVIDERS[settings.provider]))
     if settings.tracing:
         from embedserve.api import tracing
@@ -181,14 +184,18 @@ def _missing(report: Report) -> Iterator[str]:
 
 
 def _memory(report: Report) -> Iterator[str]:
-    memory, most = report.host.memory, report.footprint
-    if memory and memory.value < report.needed:
+    memory, most, count = report.host.memory, report.footprint, report.settings.processes
+    needed = count * report.needed
+    if memory and memory.value < needed:
         yield (
             f"memory is {memory.value // _MIB} MiB ({memory.origin}) and these models need about "
-            f"{report.needed // _MIB}: raise the limit, or serve fewer with --model"
+            f"{needed // _MIB}: raise the limit, or serve fewer with --model"
         )
-    elif most and (advice := most.advice(memory)):
-        yield f"memory may grow to {most.most / 1e6:.0f} MB with requests; {advice}"
+    elif memory and most and count * most.most > memory.value:
+        origin = memory.origin if count == 1 else f"{memory.origin}, for each of {count} processes"
+        advice = most.advice(Known(memory.value // count, origin))
+        each = "" if count == 1 else " in each process"
+        yield f"memory may grow to {most.most / 1e6:.0f} MB with requests{each}; {advice}"
 
 
 def _descriptors(report: Report) -> Iterator[str]:
@@ -224,7 +231,7 @@ def _int8(report: Report) -> Iterator[str]:
         return
     if not set(_VNNI) & set(found.value):
         yield (
-            f"{', '.join(names)}: int8 gains only about a fifth of fp32's rate on this processor, "
+            f"{', '.join(names)}: int8 is only about 20 % faster than fp32 on this processor, "
             f"which has none of {', '.join(_VNNI)}"
         )
 

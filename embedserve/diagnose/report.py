@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from embedserve import __version__
+from embedserve.artifact import FLOORS
 from embedserve.diagnose.examination import SETTINGS, ArtifactState, Report
 from embedserve.diagnose.footprint import Footprint
 from embedserve.escapes import escaped
@@ -76,7 +77,8 @@ def as_text(report: Report) -> str:
     settings = [(name, *report.setting(name)) for name in SETTINGS]
     lines += _section("settings", [(name, _shown(value), where) for name, value, where in settings])
     if report.footprint:
-        lines += _section("memory of a server", list(_memory_rows(report.footprint)))
+        whose = "a server" if report.settings.processes == 1 else "each process"
+        lines += _section(f"memory of {whose}", list(_memory_rows(report.footprint)))
     for model in report.models:
         lines += _section(f"model {model.name}", list(_model_rows(model)))
     lines += ["", "advice", *(f"  {line}" for line in report.advice() or ["none"]), ""]
@@ -130,8 +132,9 @@ def _model_rows(model: ArtifactState) -> Iterator[Row]:
     yield "fingerprint", manifest.fingerprint, ""
     yield "vectors", f"dimension {manifest.dimension}, {manifest.precision}", ""
     yield "max_tokens", f"{manifest.max_tokens}", ""
+    of = "1 - cosine to" if manifest.precision in FLOORS else "of"
     within = parity and (
-        f"within {parity.max_abs_difference:.1e} of {parity.reference} on {parity.texts} texts "
+        f"within {parity.max_abs_difference:.1e} {of} {parity.reference} on {parity.texts} texts "
         f"({parity.tolerance:.0e} is accepted)"
     )
     yield "parity", within or "no certificate", ""

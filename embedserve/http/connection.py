@@ -315,11 +315,9 @@ class Protocol(HttpToolsProtocol):
 
     def _begin(self) -> None:
         """Hand the request to the application, as uvicorn does."""
-        version, url, scope = (
-            self.parser.get_http_version(),
-            httptools.parse_url(self.url),
-            self.scope,
-        )
+        version = self.parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        scope = self.scope
         path = url.path.decode("ascii")
         scope["method"] = self.parser.get_method().decode("ascii")
         if version != "1.1":

@@ -18,7 +18,8 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 def rendered(status: int, headers: RawHeaders, *, closes: bool) -> bytes:
     """The head of an answer. RuntimeError for a header with a line break or a NUL.
 
-    `closes`: it says that the connection ends.
+    Other control characters and odd names are the application's own affair: no client's text gets
+    into a header but X-Request-Id, which request_id.py checks. `closes`: the connection ends.
     """
     parts = [STATUS_LINE[status]]
     for name, value in headers:
@@ -27,12 +28,12 @@ def rendered(status: int, headers: RawHeaders, *, closes: bool) -> bytes:
     head = b"".join(parts)
     lines = len(headers) + 2 + closes
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-        raise RuntimeError("an answer has a header with a line break")
+        raise RuntimeError("an answer has a header with a line break or a NUL")
     return head
 
 
 class Cycle(RequestResponseCycle):
-    """uvicorn writes head and body one after the other: a twentieth of a short request's cost.
+    """Writes head and body at once, which takes 5 % from the cost of a short request.
 
     Every answer has its length in its headers.
     """
@@ -61,7 +62,8 @@ class Cycle(RequestResponseCycle):
             if name == b"content-length":
                 length = int(value)
             elif name == b"connection" and b"close" in value.lower():
-                self.keep_alive = closes = False  # the headers say it
+                self.keep_alive = False
+                closes = False  # the headers say it already
         if length is None:
             raise RuntimeError("an answer has no content-length")
         self.expected_content_length = 0 if self.scope["method"] == "HEAD" else length

@@ -12,14 +12,16 @@ from embedserve.config.settings import Settings
 from embedserve.errors import Exit, StartupError
 
 BACKLOG = 2048  # connections that the kernel accepts ahead of this process
-SO_ATTACH_FILTER = 26  # socket(7); the socket module does not have it
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27  # socket(7); the socket module does not have them
 
 
-def bind(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
+def bind(
+    settings: Settings, port: int | None = None, *, shared: bool = False, listens: bool = True
+) -> socket.socket:
     """Bind before models load, so that an address in use costs no time. StartupError otherwise.
 
     `port`: instead of the one in the settings. `shared`: other sockets of this user may listen on
-    the address as well, and each gets a part of the connections.
+    the address as well, and each gets a part of the connections once it listens.
     """
     port = settings.port if port is None else port
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -32,7 +34,8 @@ def bind(settings: Settings, port: int | None = None, *, shared: bool = False) -
         # Two processes may bind one address until one of them listens. Clients that connect while
         # models load wait here; past the backlog a handshake is dropped, and the client retries
         # after 1 s.
-        listener.listen(BACKLOG)
+        if listens:
+            listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise StartupError(
@@ -51,6 +54,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name: it may be any address
         return False
+
+
+def accept_handshakes(listener: socket.socket) -> None:
+    """Undo `refuse_handshakes`, where a socket outlives a process that has drained."""
+    with contextlib.suppress(OSError):  # it has no filter
+        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def refuse_handshakes(listener: socket.socket) -> None:

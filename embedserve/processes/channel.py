@@ -15,13 +15,13 @@ _HEAD = struct.Struct(">BI")
 class Kind(IntEnum):
     """What a message says; to the parent first, then from it."""
 
-    READY = 1  # it serves; the content is its memory bound in bytes
+    READY = 1  # it serves; Ready as JSON
     ALIVE = 2  # the answer to PING
-    SCRAPE = 3  # its metrics: the answer to LOOK
-    ASK = 4  # a client wants the metrics of all processes
+    METRICS = 3  # its metrics: the answer to SCRAPE
+    MERGE = 4  # a client wants the metrics of all processes
     PING = 5  # is the event loop alive?
-    LOOK = 6  # what are your metrics?
-    MERGED = 7  # the metrics of all: the answer to ASK
+    SCRAPE = 6  # what are your metrics?
+    MERGED = 7  # the metrics of all: the answer to MERGE
 
 
 class Channel:

@@ -1,24 +1,25 @@
-"""What one of several serving processes knows of the others: Member."""
+"""A serving process that has a parent: its part of what all share, and its channel."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import socket
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from embedserve.errors import Exit, RequestError, StartupError
 from embedserve.http.readiness import Readiness
 from embedserve.metrics import Metrics
+from embedserve.processes import VARIABLE
 from embedserve.processes.channel import Channel, Kind
 
 log = logging.getLogger(__name__)
 
-# Descriptors of listener and channel, its own number and how many there are.
-VARIABLE = "_EMBEDSERVE_MEMBER"
-# The parent gives a process that does not answer this long: Worker.
+# The parent gives a process that does not return its metrics less than this: Worker.
 _ANSWER_SECONDS = 5.0
 
 
@@ -29,6 +30,21 @@ def share(total: int, number: int, count: int) -> int:
     [2, 3]
     """
     return total * (number + 1) // count - total * number // count
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a process says once it serves: its memory bound (bytes), each model's fingerprint."""
+
+    memory_bound: int
+    fingerprints: Mapping[str, str]
+
+    def dumped(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def loaded(cls, content: bytes) -> Ready:
+        return cls(**json.loads(content))
 
 
 class Member:
@@ -46,22 +62,24 @@ class Member:
         return max(1, share(total, self._number, self._count))
 
     def environment(self) -> Mapping[str, str]:
-        """What hands this to the process that is to become it."""
+        """The variable that makes a new process this member: listener, channel, number, count."""
         words = (self.listener.fileno(), self._end.fileno(), self._number, self._count)
         return {VARIABLE: ",".join(map(str, words))}
 
-    async def serve(self, metrics: Metrics, readiness: Readiness) -> None:
+    async def serve(
+        self, metrics: Metrics, readiness: Readiness, fingerprints: Mapping[str, str]
+    ) -> None:
         """Tell the parent that this process serves, and answer it until it is gone; then drain."""
         self._channel = await Channel.of(self._end)
-        bound = int(metrics.value("memory_bound_bytes"))
-        self._channel.send(Kind.READY, str(bound).encode())
+        ready = Ready(int(metrics.value("memory_bound_bytes")), fingerprints)
+        self._channel.send(Kind.READY, ready.dumped())
         while (message := await self._channel.receive()) is not None:
             kind, content = message
             if kind is Kind.PING:
                 _check_live(readiness)
                 self._channel.send(Kind.ALIVE)
-            elif kind is Kind.LOOK:
-                self._channel.send(Kind.SCRAPE, metrics.render())
+            elif kind is Kind.SCRAPE:
+                self._channel.send(Kind.METRICS, metrics.render())
             elif kind is Kind.MERGED and self._asked is not None:
                 self._asked.set_result(content)
                 self._asked = None
@@ -69,18 +87,22 @@ class Member:
 
     async def merged_metrics(self) -> bytes:
         """The metrics of all processes; RequestError when they do not come."""
-        assert self._channel is not None
+        if self._channel is None:
+            raise _not_ready("the processes' metrics cannot be asked for yet")
         if self._asked is None:  # else they are on their way to another request
             self._asked = asyncio.get_running_loop().create_future()
-            self._channel.send(Kind.ASK)
+            self._channel.send(Kind.MERGE)
         asked = self._asked
         try:
             return await asyncio.wait_for(asyncio.shield(asked), _ANSWER_SECONDS)
         except TimeoutError:
             if self._asked is asked:
                 self._asked = None  # the next one asks again
-            message = "the metrics of the other processes did not come"
-            raise RequestError("not_ready", message, headers={"Retry-After": "1"}) from None
+            raise _not_ready("the metrics of the other processes did not come") from None
+
+
+def _not_ready(message: str) -> RequestError:
+    return RequestError("not_ready", message, headers={"Retry-After": "1"})
 
 
 def _check_live(readiness: Readiness) -> None:

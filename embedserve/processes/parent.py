@@ -6,16 +6,19 @@ import asyncio
 import logging
 import signal
 import socket
+import time
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from embedserve.config.settings import Settings
+from embedserve.engine.allowance import Allowance
 from embedserve.errors import Exit, StartupError
 from embedserve.http import listener
 from embedserve.merged_metrics import merge
 from embedserve.metrics import ParentMetrics
 from embedserve.processes.worker import Worker
 from embedserve.system import host
+from embedserve.system.host import Known
 
 log = logging.getLogger(__name__)
 
@@ -28,35 +31,41 @@ def run(settings: Settings, keys: Mapping[str, str]) -> int:
     """Serve with `settings.processes` processes until a signal; return the exit status.
 
     `keys`: the environment that hands the API keys to each of them. StartupError when there are
-    more processes than cores, or the address cannot be had.
+    more processes than cores, or the address is in use.
     """
-    cores = host.read().cores
+    check(settings, host.read().cores)
+    return asyncio.run(Parent(settings, keys).run())
+
+
+def check(settings: Settings, cores: Known[int]) -> None:
+    """StartupError when there are more processes than cores."""
     if settings.processes > cores.value:
         raise StartupError(
             f"processes = {settings.processes}: more than the {cores.value} cores that this "
             f"process may use ({cores.origin}); 1 to {cores.value}",
             Exit.CONFIG,
         )
-    return asyncio.run(Parent(settings, keys).run())
 
 
 class Parent:
     """Starts the processes, and ends them. Owned by the event loop.
 
-    The first loads alone: what keeps it from serving is said once, and nothing else is started.
+    The first loads alone, so that an error of the start is logged once, and nothing else starts.
     """
 
     def __init__(self, settings: Settings, keys: Mapping[str, str]) -> None:
         self._settings = settings
         with listener.bind(settings) as probe:  # StartupError where another has the address
             self._port = probe.getsockname()[1]
-        self._metrics = ParentMetrics(settings.processes)
+        self._metrics = ParentMetrics(self._serving)
         self._workers = [
-            Worker(number, settings.processes, self._bind, keys, self._restarted, self._merged)
+            Worker(number, settings.processes, self, keys, self._metrics.restarts.inc)
             for number in range(settings.processes)
         ]
         self._ending = False
+        self._fingerprints: Mapping[str, str] = {}
         self._merging: asyncio.Task[bytes] | None = None
+        self._merges = Allowance()
 
     async def run(self) -> int:
         """Serve until a signal, or until a process ends before it has ever served."""
@@ -64,7 +73,7 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
         if self._settings.api_keys_file:
-            loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         first, *others = self._workers
         runs = {asyncio.create_task(first.run())}
         announced = asyncio.create_task(self._announced())
@@ -81,39 +90,59 @@ class Parent:
     async def _announced(self) -> None:
         """Say that all serve, and what they take at most."""
         await asyncio.gather(*(worker.serves.wait() for worker in self._workers))
-        most = host.resident() + sum(worker.bound for worker in self._workers)
+        most = host.resident() + sum(worker.memory_bound for worker in self._workers)
         log.info("%s processes serve; memory: at most %.0f MB", len(self._workers), most / 1e6)
+        memory = host.read().memory
+        if memory is not None and most > memory.value:
+            log.warning(
+                "that may exceed the %.0f MB available (%s): each process has max_connections, "
+                "max_pending_mb, max_body_bytes and cache_mb for itself; lower them",
+                memory.value / 1e6,
+                memory.origin,
+            )
 
-    def _bind(self) -> socket.socket:
-        return listener.bind(self._settings, self._port, shared=True)
+    def bind(self, *, listens: bool) -> socket.socket:
+        """A socket on the port that all share."""
+        return listener.bind(self._settings, self._port, shared=True, listens=listens)
+
+    def accepts(self, fingerprints: Mapping[str, str]) -> bool:
+        """Whether these are the models that the first process serves: they may have changed."""
+        self._fingerprints = self._fingerprints or fingerprints
+        return fingerprints == self._fingerprints
+
+    async def merged(self) -> bytes:
+        """The metrics of all, gathered once for those who ask meanwhile, and not without pause."""
+        is_over = self._merging is None or self._merging.done()
+        if self._merging is None or (is_over and self._merges.is_left(time.perf_counter())):
+            self._merging = asyncio.create_task(self._gathered())
+        return await asyncio.shield(self._merging)
 
     def _end(self, number: int) -> None:
         self._ending = True
         for worker in self._workers:
             worker.end(number)
 
-    def _pass_on(self, number: int) -> None:
+    def _reload(self) -> None:
         for worker in self._workers:
-            worker.send_signal(number)
+            worker.reload()
 
-    def _restarted(self) -> None:
-        self._metrics.restarts.inc()
-
-    async def _merged(self) -> bytes:
-        """The metrics of all, gathered once for those who ask meanwhile."""
-        if self._merging is None or self._merging.done():
-            self._merging = asyncio.create_task(self._gathered())
-        return await asyncio.shield(self._merging)
+    def _serving(self) -> int:
+        return sum(worker.serves.is_set() for worker in self._workers)
 
     async def _gathered(self) -> bytes:
         found = await asyncio.gather(*(worker.metrics() for worker in self._workers))
         texts = {str(i + 1): text for i, text in enumerate(found) if text is not None}
         texts[PARENT] = self._metrics.render()
-        return await asyncio.to_thread(merge, texts, LABEL)
+        start = time.perf_counter()
+        merged = await asyncio.to_thread(merge, texts, LABEL)
+        self._merges.spend(time.perf_counter() - start)
+        return merged
 
 
 async def _is_first(event: Coroutine[Any, Any, object], *others: asyncio.Task[Any]) -> bool:
     """Wait for an event or the end of a task; whether the event came first."""
     waiting = asyncio.create_task(event)
     await asyncio.wait({waiting, *others}, return_when=asyncio.FIRST_COMPLETED)
-    return waiting.done() or not waiting.cancel()
+    has_come = waiting.done()
+    waiting.cancel()
+    return has_come
