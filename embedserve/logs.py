@@ -21,6 +21,7 @@ CLOSE_SECONDS = 1.0
 # Lines are gathered for this long, and written in pieces that other processes' lines do not part
 # (PIPE_BUF).
 GATHER_SECONDS = 0.005
+MOST_AT_ONCE = 500
 ATOMIC_BYTES = 4_096
 # At most BURST lines of one kind (logger and message) pass in WINDOW seconds.
 BURST, WINDOW = 20, 10.0
@@ -135,7 +136,8 @@ class Lines(logging.Handler):
             # A busy server would wake this thread for each line, which takes the interpreter's lock
             # from the event loop each time.
             time.sleep(GATHER_SECONDS)
-            records += [self._records.get() for _ in range(self._records.qsize())]
+            more = min(MOST_AT_ONCE, self._records.qsize())
+            records += [self._records.get() for _ in range(more)]
             is_last = None in records
             lost = self._lost
             self._write(record for record in records if record is not None)

@@ -200,11 +200,11 @@ def _quantized(
     """
     from export import int8, prose, quality, weights_file
 
-    corpus = prose.read()
+    path, corpus = stage / artifact.GRAPH, prose.read()
+    maxima = int8.column_maxima(path, sequences)
     progress(f"embedding {len(corpus.texts)} texts in float32")
     exact = quality.vectors(stage, replace(manifest, precision="fp32"), corpus)
-    path = stage / artifact.GRAPH
-    model = int8.convert(path, int8.tops(path, sequences))
+    model = int8.convert(path, maxima)
     tables = tuple(weights_file.tables(model.graph, spec.precision))
     manifest = replace(manifest, tables=tables)
     progress(f"embedding them in {spec.precision}")

@@ -2,16 +2,19 @@
 
 A scale for the whole batch, as libraries and hubs quantize "dynamically", changes a text's vector
 with its neighbours in the pass. With one for each token's row, integers are exact whatever is
-beside it, so the bits are the same in any company.
+beside it, so the bits are the same in any batch.
 
-Two things bring back most of what 8 bits lose (all-MiniLM-L6-v2, docs/models.md, Precision):
-- Columns of an activation that are large in all tokens leave few steps to the others. Each is
-  divided by a factor that its weights are multiplied by (https://arxiv.org/abs/2211.10438).
+Two things bring back most of what 8 bits lose (docs/models.md, Precision):
+- SmoothQuant (https://arxiv.org/abs/2211.10438): columns of an activation that are large in all
+  tokens leave few steps to the others. Each is divided by a factor, and its weights are multiplied
+  by it. Activations that meet the same weights share their factors (ALBERT's layers share weights).
 - What comes out of GELU has a known lowest value, so it uses all 256 steps above that one.
 """
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ from onnx import helper, numpy_helper
 
 from embedserve.arrays.types import Floats, Ints
 from embedserve.artifact import WEIGHTS
+from embedserve.model.onnx_backend import options
 from export import weights_file
+from export.files import refused
 
 # Products of fewer rows or columns take less time than quantizing does.
 _LEAST_SIZE = 32
@@ -35,63 +40,74 @@ _ZERO, _MOST, _ALL = 128, 127, 255
 _LEAST_TOP = 1e-12
 # How far below zero an activation's values may be: GELU and its approximation.
 _LOWEST: Mapping[str, float] = {"Gelu": 0.171, "BiasGelu": 0.171, "FastGelu": 0.171, "Relu": 0.0}
-# The share of a column's size that goes into its weights: 0.5 to 0.65 are equal within the noise.
-_SMOOTHED = 0.5
+# SmoothQuant's migration strength: 0.5 to 0.65 are equal within the noise.
+_MIGRATION = 0.5
 _DOMAIN = "com.microsoft"
 
-Tops = Mapping[str, Floats]  # of each activation, the largest size (i,) of each column
+ColumnMaxima = Mapping[str, Floats]  # of each activation, the largest size (i,) of each column
 
 
-def tops(path: Path, sequences: Sequence[Ints]) -> Tops:
-    """Run the float32 graph at `path` on each sequence (t,) and look at what enters products."""
+def column_maxima(path: Path, sequences: Sequence[Ints]) -> ColumnMaxima:
+    """Run the float32 graph at `path` on each sequence (t,) and look at what enters products.
+
+    StartupError (65) when there is no product with weights.
+    """
     model = onnx.load(path, load_external_data=False)
-    names = list(dict.fromkeys(node.input[0] for node in _products(model.graph)))
-    model.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-    )
+    graph = model.graph
+    names = list(dict.fromkeys(node.input[0] for node in _products(graph)))
+    if not names:
+        raise refused(f"{path.name}: has no products with weights that int8 would speed up")
+    del graph.output[:]
+    for name in names:
+        graph.node.append(_node("Abs", [name], f"{name}.size"))
+        top = f"{name}.maxima"
+        graph.node.append(_node("ReduceMax", [f"{name}.size"], top, axes=[0, 1], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(top, onnx.TensorProto.FLOAT, None))
     probe = path.with_name("probe.onnx")  # beside its weights
     found: dict[str, Floats] = {}
     try:
         probe.write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(str(probe), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(probe), options(len(os.sched_getaffinity(0))), providers=["CPUExecutionProvider"]
+        )
         for ids in sequences:
             feed = {"input_ids": ids[None], "attention_mask": np.ones_like(ids[None])}
-            for name, value in zip(names, session.run(names, feed), strict=True):
-                top = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            for name, top in zip(names, session.run(None, feed), strict=True):
                 found[name] = np.maximum(found.get(name, top), top)
     finally:
         probe.unlink(missing_ok=True)
     return found
 
 
-def convert(path: Path, found: Tops) -> onnx.ModelProto:
+def convert(path: Path, maxima: ColumnMaxima) -> onnx.ModelProto:
     """Convert the graph at `path` and the weights beside it; its output stays float32.
 
-    `found`: what `tops` has seen in it.
+    `maxima`: what `column_maxima` has seen in it.
     """
     model = onnx.load(path)
-    _Conversion(model.graph, found).run()
+    _Conversion(model.graph, maxima).run()
     if all(opset.domain != _DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     (path.parent / WEIGHTS).unlink()
-    weights_file.split(model, path)
+    weights_file.split(model, path, shared=True)
     return model
 
 
-def by_column(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
+def quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], Floats]:
     """A matrix (i, o) as integers, and the scale (o,) of each column."""
     scales = np.maximum(np.abs(matrix).max(axis=0), _LEAST_TOP) / np.float32(_MOST)
     integers = np.rint(matrix / scales).astype(np.int8)
     return integers, scales.astype(np.float32)
 
 
-def factors(top: Floats, weights: Floats) -> Floats:
+def smoothing_factors(activations: Floats, weights: Floats) -> Floats:
     """What each column (i,) of an activation is divided by; their geometric mean is 1.
 
-    `top` (i,) is the largest size of each column, `weights` (i,) that of the weights it meets.
+    `activations` (i,): the largest size of each column; `weights` (i,): that of the weights it
+    meets.
     """
-    found = np.maximum(top, _LEAST_TOP) ** _SMOOTHED
-    found /= np.maximum(weights, _LEAST_TOP) ** (1 - _SMOOTHED)
+    found = np.maximum(activations, _LEAST_TOP) ** _MIGRATION
+    found /= np.maximum(weights, _LEAST_TOP) ** (1 - _MIGRATION)
     smoothed: Floats = (found / np.exp(np.log(found).mean())).astype(np.float32)
     return smoothed
 
@@ -99,9 +115,9 @@ def factors(top: Floats, weights: Floats) -> Floats:
 class _Conversion:
     """Of one graph."""
 
-    def __init__(self, graph: onnx.GraphProto, found: Tops) -> None:
+    def __init__(self, graph: onnx.GraphProto, maxima: ColumnMaxima) -> None:
         self._graph = graph
-        self._tops = found
+        self._maxima = maxima
         self._made = {output: node.op_type for node in graph.node for output in node.output}
         products = list(_products(graph))
         names = {node.input[1] for node in products}
@@ -110,12 +126,11 @@ class _Conversion:
             for tensor in graph.initializer
             if tensor.name in names
         }
-        self._readers: dict[str, list[str]] = {}
-        for node in products:
-            self._readers.setdefault(node.input[0], []).append(node.input[1])
+        self._groups = _groups([(node.input[0], node.input[1]) for node in products])
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, NDArray[np.generic]] = {}
         self._rows: set[str] = set()  # activations that are quantized
+        self._uses: Counter[str] = Counter()  # of weights
 
     def run(self) -> None:
         """Convert each product; drop the weights that nothing reads any more."""
@@ -127,7 +142,7 @@ class _Conversion:
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
         tensors = [numpy_helper.from_array(value, n) for n, value in self._constants.items()]
-        read = {name for node in _nodes(self._graph) for name in node.input}
+        read = {name for node in weights_file.nodes(self._graph) for name in node.input}
         kept = [tensor for tensor in self._graph.initializer if tensor.name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend([*kept, *tensors])
@@ -137,9 +152,12 @@ class _Conversion:
         lowest = _LOWEST.get(self._made.get(x, ""))
         matrix = self._weights[name]
         if lowest is None:
-            factor = self._factors(x)
-            matrix = matrix * factor[:, None]
-        columns, scales = by_column(matrix)
+            matrix = matrix * self._factors(x)[:, None]
+        columns, scales = quantize_columns(matrix)
+        # A name for each use: where onnxruntime must convert weights for a processor, it fails for
+        # those that two products share. The file has them once.
+        self._uses[name] += 1
+        name = f"{name}.{self._uses[name]}"
         inputs = [
             self._by_row(x, lowest),
             self._constant(f"{name}.int8", columns),
@@ -152,13 +170,15 @@ class _Conversion:
         if not lowest:
             self._node("Mul", [product, f"{x}.scale"], output)
             return
-        scaled = self._node("Mul", [product, f"{x}.scale"], f"{output}.raised")
-        raised = np.float32(lowest) * (columns.astype(np.float32) * scales).sum(axis=0)
-        self._node("Sub", [scaled, self._constant(f"{name}.raised", raised)], output)
+        scaled = self._node("Mul", [product, f"{x}.scale"], f"{output}.shifted")
+        # The lowest value was added to each component.
+        added = np.float32(lowest) * (columns.astype(np.float32) * scales).sum(axis=0)
+        self._node("Sub", [scaled, self._constant(f"{name}.added", added)], output)
 
     def _factors(self, x: str) -> Floats:
-        rows = [np.abs(self._weights[name]).max(axis=1) for name in self._readers[x]]
-        return factors(self._tops[x], np.max(rows, axis=0))
+        activations, weights = self._groups[x]
+        met = np.max([np.abs(self._weights[name]).max(axis=1) for name in weights], axis=0)
+        return smoothing_factors(np.max([self._maxima[name] for name in activations], axis=0), met)
 
     def _by_row(self, x: str, lowest: float | None) -> str:
         """x (..., i) as integers, with one scale a row: `x`.scale (..., 1)."""
@@ -188,8 +208,26 @@ class _Conversion:
         return name
 
     def _node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        self._nodes.append(_node(op, inputs, output, **attributes))
         return output
+
+
+def _groups(products: Sequence[tuple[str, str]]) -> dict[str, tuple[set[str], set[str]]]:
+    """By activation: all activations and weights that it is joined with by products."""
+    groups: dict[str, tuple[set[str], set[str]]] = {}
+    by_weight: dict[str, tuple[set[str], set[str]]] = {}
+    for x, name in products:
+        group = groups.get(x, (set(), set()))
+        other = by_weight.get(name, group)
+        group[0].update((x,), other[0])
+        group[1].update((name,), other[1])
+        groups |= dict.fromkeys(group[0], group)
+        by_weight |= dict.fromkeys(group[1], group)
+    return groups
+
+
+def _node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs, [output], name=output, **attributes)
 
 
 def _zero(lowest: float | None) -> tuple[str, NDArray[np.uint8]]:
@@ -211,12 +249,3 @@ def _is_product(node: onnx.NodeProto, matrices: Mapping[str, Any] | set[str]) ->
 def _is_matrix(tensor: onnx.TensorProto) -> bool:
     is_float = tensor.data_type == onnx.TensorProto.FLOAT
     return is_float and len(tensor.dims) == 2 and min(tensor.dims) >= _LEAST_SIZE
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, including those in branches."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,24 @@ from export.libraries import quiet
 _LOOKUPS = {"Gather", "EmbedLayerNormalization"}
 
 
-def split(model: onnx.ModelProto, path: Path) -> None:
-    """Write `model` as `path`, and its large tensors beside it.
+def split(model: onnx.ModelProto, path: Path, *, shared: bool = False) -> None:
+    """Write `model` as `path`, and its large tensors beside it; equal ones once, if `shared`.
 
     Not by onnx's own writer: it opens the file in C++ and calls a full disk a "rejected path".
     """
+    places: dict[bytes, int] = {}
     with (path.parent / WEIGHTS).open("wb") as file:
         for tensor in model.graph.initializer:
-            if len(tensor.raw_data) >= LARGE_TENSOR:
-                set_external_data(tensor, WEIGHTS, file.tell(), len(tensor.raw_data))
+            if len(tensor.raw_data) < LARGE_TENSOR:
+                continue
+            digest = hashlib.sha256(tensor.raw_data).digest() if shared else b""
+            place = places.get(digest, file.tell())
+            set_external_data(tensor, WEIGHTS, place, len(tensor.raw_data))
+            if place == file.tell():
                 file.write(tensor.raw_data)
-                tensor.ClearField("raw_data")
+                if shared:
+                    places[digest] = place
+            tensor.ClearField("raw_data")
     path.write_bytes(model.SerializeToString())
 
 
@@ -49,7 +57,7 @@ def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
     """The floats of `precision` that are only read by look-ups of rows."""
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
     readers: dict[str, set[str]] = {}
-    for node in _nodes(graph):
+    for node in nodes(graph):
         for name in node.input:
             readers.setdefault(name, set()).add(node.op_type)
     for tensor in graph.initializer:
@@ -59,10 +67,10 @@ def tables(graph: onnx.GraphProto, precision: str) -> Iterator[Table]:
             yield Table(tensor.name, int(place.get("offset", 0)), tuple(tensor.dims))
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """All nodes, including those in branches."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from nodes(attribute.g)

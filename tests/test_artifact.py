@@ -607,6 +607,37 @@ class TestArrays:
         assert str(error.value).startswith(f"{tmp_path / 'gone.npy'}: ")
 
 
+class TestDeviation:
+    """How far a vector may be from the reference."""
+
+    @pytest.mark.parametrize(
+        ("found", "expected", "precision", "deviation"),
+        [
+            ([1.0, 0.0], [1.0, 0.25], "fp32", 0.25),
+            ([1.0, 0.0], [2.0, 0.0], "int8", 0.0),
+            ([1.0, 0.0], [0.0, 3.0], "int8", 1.0),
+            ([0.0, 0.0], [0.0, 0.0], "int8", 0.0),
+            ([0.0, 0.0], [1.0, 0.0], "int8", 1.0),
+        ],
+    )
+    def test_by_hand(
+        self, found: list[float], expected: list[float], precision: str, deviation: float
+    ) -> None:
+        """A difference of components; for int8 of directions, and zeros have none."""
+        rows = (
+            np.array([[1.0, 1.0], found], np.float32),
+            np.array([[1.0, 1.0], expected], np.float32),
+        )
+        assert artifact.deviation(*rows, precision) == pytest.approx(deviation)
+
+    @pytest.mark.parametrize("precision", artifact.TOLERANCES)
+    def test_nan(self, precision: str) -> None:
+        """It is within no tolerance."""
+        found = np.array([[1.0, np.nan], [1.0, 1.0]], np.float32)
+        deviation = artifact.deviation(found, np.ones((2, 2), np.float32), precision)
+        assert not deviation <= artifact.TOLERANCES[precision]
+
+
 class TestTables:
     """Tables of embeddings, read in place."""
 

@@ -206,7 +206,7 @@ def _boolean(key: str) -> Callable[[Any, str], bool]:
     return check
 
 
-def _part(key: str) -> Callable[[Any, str], float]:
+def _fraction(key: str) -> Callable[[Any, str], float]:
     def check(value: Any, where: str) -> float:
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise StartupError(f"{where} {key} = {shown(value)}; a number from 0 to 1")
@@ -235,7 +235,7 @@ _MODEL_KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "matryoshka": _matryoshka,
     "prompts": _prompts,
     "precision": _string("precision", re.compile("|".join(PRECISIONS)), " or ".join(PRECISIONS)),
-    "agreement": _part("agreement"),
+    "agreement": _fraction("agreement"),
     "max_tokens": _positive("max_tokens"),
     "task": _string("task", _TASK, "a name of 1 to 64 letters, digits, '.', '_' and '-'"),
     "optional": _boolean("optional"),

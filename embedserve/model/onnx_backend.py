@@ -302,8 +302,7 @@ def options(threads: int) -> onnxruntime.SessionOptions:
     made.enable_cpu_mem_arena = False
     made.enable_mem_pattern = False
     # Without VNNI the kernel for unsigned by signed int8 saturates: 0.89 instead of 0.96 of the
-    # nearest passages are found. This takes an exact one there, so that int8 gives the same bits on
-    # every processor.
+    # nearest passages are found. This takes an exact one there.
     made.add_session_config_entry("session.x64quantprecision", "1")
     # What a run raises is caught and logged once, by the scheduler.
     made.log_severity_level = 4

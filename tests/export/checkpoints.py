@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.base.modules.normalize import Normalize
 from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.sentence_transformer.modules.layer_norm import LayerNorm
 from sentence_transformers.sentence_transformer.modules.pooling import Pooling
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -228,6 +229,16 @@ def nomic_bert(directory: Path, limit: int, size: Size = SMALL_NOMIC) -> Path:
     write_json(directory / "1_Pooling" / "config.json", pooling)
     sentence = {"max_seq_length": limit, "do_lower_case": False}
     write_json(directory / "sentence_bert_config.json", sentence)
+    return directory
+
+
+def static(directory: Path, *after: Any, dtype: Any = torch.float32) -> Path:
+    """A random table under a tokenizer that puts tokens around a text; `after` are modules."""
+    tokenizer: Any = tokenizers.Tokenizer.from_str(wordpiece().to_str())
+    draw = torch.Generator().manual_seed(0)
+    table = torch.randn((VOCABULARY, HIDDEN), generator=draw).to(dtype)
+    module: Any = StaticEmbedding(tokenizer, embedding_weights=table)
+    SentenceTransformer(modules=[module, *after], device="cpu").save(str(directory))
     return directory
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +20,10 @@ from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from embedserve.model.encoder import Encoder
 from embedserve.model.loading import load_model
-from embedserve.model.onnx_backend import OnnxBackend
+from embedserve.model.onnx_backend import OnnxBackend, options
 from export import int8, prose, quality
-from tests.export.checkpoints import bert, checkpoint, modernbert, roberta
+from export.families.graph_builder import GraphBuilder
+from tests.export.checkpoints import bert, checkpoint, modernbert, roberta, static
 from tests.export.conftest import Export
 
 # torch and transformers warn of their own future.
@@ -36,7 +38,7 @@ MATRICES = arrays.arrays(
 @given(matrix=MATRICES)
 def test_columns_are_within_half_a_step(matrix: Floats) -> None:
     """Each weight is at most half of its column's scale away; a column of zeros stays zeros."""
-    integers, scales = int8.by_column(matrix)
+    integers, scales = int8.quantize_columns(matrix)
     error = np.abs(integers.astype(np.float64) * scales - matrix)
     assert (error <= 0.501 * scales + 1e-30).all()
     assert np.abs(integers.astype(np.int64)).max() <= 127
@@ -46,12 +48,43 @@ def test_columns_are_within_half_a_step(matrix: Floats) -> None:
     top=arrays.arrays(np.float32, 8, elements=st.floats(0, 1e3, width=32)),
     weights=arrays.arrays(np.float32, 8, elements=st.floats(0, 10, width=32)),
 )
-def test_factors_have_no_size_of_their_own(top: Floats, weights: Floats) -> None:
+def test_smoothing_factors_have_no_size_of_their_own(top: Floats, weights: Floats) -> None:
     """Finite and positive, also for a column that is always zero; their mean factor is 1."""
-    found = int8.factors(top, weights)
+    found = int8.smoothing_factors(top, weights)
     assert np.isfinite(found).all()
     assert (found > 0).all()
     assert np.log(found.astype(np.float64)).mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_layers_that_share_weights(tmp_path: Path) -> None:
+    """As in ALBERT: their activations share the factors, which are in the weights."""
+    draw = np.random.default_rng(0)
+    size = 64
+    with (tmp_path / artifact.WEIGHTS).open("wb") as weights:
+        graph = GraphBuilder(weights)
+        words = draw.standard_normal((50, size)).astype(np.float32)
+        words[:, 3] *= 40  # large in the first layer alone
+        matrix = graph.constant("matrix", draw.standard_normal((size, size)).astype(np.float32))
+        x = graph.node("Gather", [graph.constant("words", words), graph.ids])
+        for layer in range(3):
+            x = graph.node("Tanh", [graph.node("MatMul", [x, matrix])], f"layer_{layer}")
+    graph.write(x, size, tmp_path / artifact.GRAPH)
+    ids = draw.integers(0, 50, (4, 20))
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    exact = run(tmp_path, feed)
+    maxima = int8.column_maxima(tmp_path / artifact.GRAPH, [*ids])
+    int8.convert(tmp_path / artifact.GRAPH, maxima)
+    found = run(tmp_path, feed)
+    assert (tmp_path / artifact.WEIGHTS).stat().st_size == words.nbytes + size * size
+    assert artifact.deviation(found, exact, "fp32") > 0
+    assert artifact.deviation(found, exact, "int8") < artifact.TOLERANCES["int8"]
+
+
+def run(directory: Path, feed: dict[str, Any]) -> Floats:
+    """The graph's rows (b * t, h)."""
+    session = onnxruntime.InferenceSession(directory / artifact.GRAPH, options(1))
+    rows: Floats = session.run(None, feed)[0]
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def test_agreement_by_hand() -> None:
@@ -86,7 +119,7 @@ def made(export_model: Export, source: Path, out: Path, **wishes: Any) -> artifa
 
 
 def test_it_is_certified(export_model: Export, source: Path, tmp_path: Path) -> None:
-    """The loss stands in the manifest, measured and above its floor; fp32 has none."""
+    """The loss is in the manifest, measured and above its floor; fp32 has none."""
     whole = made(export_model, source, tmp_path / "whole")
     small = made(export_model, source, tmp_path / "small", precision="int8")
     assert whole.quality is None
@@ -117,7 +150,7 @@ def test_below_its_floor_nothing_is_published(
 def test_bits_do_not_depend_on_company(export_model: Export, tmp_path: Path, make: Any) -> None:
     """Alone, in any pass of near or far lengths, and with every core: the same bits."""
     directory = checkpoint(tmp_path / "model", make)
-    manifest = made(export_model, directory, tmp_path / "out", precision="int8", agreement=0.0)
+    manifest = made(export_model, directory, tmp_path / "out", precision="int8")
     encoder = Encoder.of("m", manifest, OnnxBackend(tmp_path / "out" / "m", manifest, threads=2))
     draw = np.random.default_rng(0)
     texts = [draw.integers(5, manifest.vocabulary, n) for n in draw.integers(1, 40, 64)]
@@ -137,6 +170,15 @@ def test_products_are_of_integers(export_model: Export, source: Path, tmp_path: 
     weights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     assert not [node for node in graph.node if node.op_type == "MatMul" and weights & {*node.input}]
     assert manifest.tables  # words are looked up in float32
+
+
+def test_nothing_to_convert(export_model: Export, tmp_path: Path) -> None:
+    """Static embeddings have no products: nothing would be faster."""
+    directory = static(tmp_path / "model")
+    with pytest.raises(StartupError, match="no products with weights") as refused:
+        made(export_model, directory, tmp_path / "out", precision="int8")
+    assert refused.value.status == Exit.DATAERR
+    assert not (tmp_path / "out" / "m").exists()
 
 
 def test_a_provider_without_it_refuses(export_model: Export, source: Path, tmp_path: Path) -> None:

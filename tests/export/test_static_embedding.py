@@ -7,31 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.normalize import Normalize
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from embedserve.arrays.pooling import BAG
 from embedserve.config.models_toml import ModelSpec
 from embedserve.errors import Exit, StartupError
 from export import facts, modules
-from tests.export.checkpoints import HIDDEN, VOCABULARY, wordpiece, write_json
+from tests.export.checkpoints import HIDDEN, VOCABULARY, static, write_json
 from tests.export.conftest import Export
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def static(directory: Path, *after: Any, dtype: Any = torch.float32) -> Path:
-    """A random table under a tokenizer that puts tokens around a text; `after` are modules."""
-    tokenizer: Any = tokenizers.Tokenizer.from_str(wordpiece().to_str())
-    draw = torch.Generator().manual_seed(0)
-    table = torch.randn((VOCABULARY, HIDDEN), generator=draw).to(dtype)
-    module: Any = StaticEmbedding(tokenizer, embedding_weights=table)
-    SentenceTransformer(modules=[module, *after], device="cpu").save(str(directory))
-    return directory
 
 
 def test_equals_sentence_transformers(export_model: Export, tmp_path: Path) -> None:
