@@ -36,11 +36,10 @@ class TextFormatter(logging.Formatter):
         self.converter = time.gmtime
         self.default_time_format = "%Y-%m-%dT%H:%M:%S"
         self.datefmt = self.default_time_format
-
         self._second, self._text = -1, ""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record, AccessRecord):  # the same, at a third of the cost
+        if isinstance(record, AccessRecord):  # the same line, made directly
             line = (
                 f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}Z INFO {ACCESS}: "
                 f"{record.getMessage()}"
@@ -59,8 +58,8 @@ class TextFormatter(logging.Formatter):
 class AccessRecord(logging.LogRecord):
     """One request's line: `fields` as an object, or as words.
 
-    Made without what the library looks up for each record, such as the caller and the thread, which
-    no format here shows: a tenth of the time.
+    Made without what the library looks up for each record, such as the caller and the thread: no
+    format here shows it.
     """
 
     name, levelno, levelname = ACCESS, logging.INFO, "INFO"
