@@ -44,7 +44,8 @@ def create_app(
         fingerprints = {model.name: model.manifest.fingerprint for model in registry}
         beside = None
         if member is not None:
-            beside = asyncio.create_task(member.serve(metrics, readiness, fingerprints))
+            await member.begin(metrics, fingerprints)
+            beside = asyncio.create_task(member.serve(metrics, readiness))
         yield
         if beside is not None:
             beside.cancel()

@@ -15,13 +15,14 @@ _HEAD = struct.Struct(">BI")
 class Kind(IntEnum):
     """What a message says; to the parent first, then from it."""
 
-    READY = 1  # it serves; Ready as JSON
+    READY = 1  # it has loaded its models; Ready as JSON
     ALIVE = 2  # the answer to PING
     METRICS = 3  # its metrics: the answer to SCRAPE
     MERGE = 4  # a client wants the metrics of all processes
     PING = 5  # is the event loop alive?
     SCRAPE = 6  # what are your metrics?
     MERGED = 7  # the metrics of all: the answer to MERGE
+    SERVE = 8  # the answer to READY
 
 
 class Channel:

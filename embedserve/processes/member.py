@@ -34,7 +34,7 @@ def share(total: int, number: int, count: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a process says once it serves: its memory bound (bytes), each model's fingerprint."""
+    """What a process says before it serves: its memory bound (bytes), each model's fingerprint."""
 
     memory_bound: int
     fingerprints: Mapping[str, str]
@@ -66,13 +66,16 @@ class Member:
         words = (self.listener.fileno(), self._end.fileno(), self._number, self._count)
         return {VARIABLE: ",".join(map(str, words))}
 
-    async def serve(
-        self, metrics: Metrics, readiness: Readiness, fingerprints: Mapping[str, str]
-    ) -> None:
-        """Tell the parent that this process serves, and answer it until it is gone; then drain."""
+    async def begin(self, metrics: Metrics, fingerprints: Mapping[str, str]) -> None:
+        """Tell the parent what this process has loaded, and wait until it may serve that."""
         self._channel = await Channel.of(self._end)
         ready = Ready(int(metrics.value("memory_bound_bytes")), fingerprints)
         self._channel.send(Kind.READY, ready.dumped())
+        await self._channel.receive()  # SERVE; or the parent is gone, which `serve` notices
+
+    async def serve(self, metrics: Metrics, readiness: Readiness) -> None:
+        """Answer the parent until it is gone; then drain."""
+        assert self._channel is not None
         while (message := await self._channel.receive()) is not None:
             kind, content = message
             if kind is Kind.PING:

@@ -182,6 +182,8 @@ class Worker:
 
     def _ready(self, ready: Ready) -> None:
         if not self._others.accepts(ready.fingerprints):
+            assert self._listener is not None
+            listener.refuse_handshakes(self._listener)  # clients try again, and reach the others
             log.error(
                 "process %s has loaded other models than the others serve: restart all to serve "
                 "them; ending it",
@@ -189,6 +191,8 @@ class Worker:
             )
             self._send_signal(signal.SIGKILL)
             return
+        if self._channel is not None:
+            self._channel.send(Kind.SERVE)
         self.memory_bound = ready.memory_bound
         self._served_since = time.monotonic()
         self.serves.set()
