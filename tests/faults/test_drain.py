@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Server, Start
-from tests.faults.traffic import Answer, connect, connected, get, post
+from tests.faults.traffic import Answer, ask_until_refused, connected, get, post
 
 pytestmark = pytest.mark.anyio
 
@@ -32,33 +32,11 @@ def port_of(server: Server) -> int:
     return int(server.url.rpartition(":")[2])
 
 
-async def client(
-    port: int, draw: random.Random, seen: Counter[str], request: bytes = REQUEST
-) -> None:
-    """Ask on a connection as long as it is kept, then on another, until none can be had."""
-    while True:
-        try:
-            connection = await connect(port)
-        except OSError:
-            seen["refused"] += 1
-            return
-        while connection.open:
-            seen["sent"] += 1
-            try:
-                answer = await connection.ask(request)
-            except (OSError, EOFError):
-                seen["lost"] += 1
-                connection.close()
-            else:
-                seen[f"{answer.status}"] += 1
-                await asyncio.sleep(draw.choice((0.0, 0.001, 0.01)))
-
-
 async def terminate(server: Server, seed: int, request: bytes = REQUEST) -> Counter[str]:
     """SIGTERM at a random moment under CLIENTS clients; what became of their requests."""
     draw = random.Random(seed)  # noqa: S311  # the same moments every time
     seen: Counter[str] = Counter()
-    clients = [client(port_of(server), draw, seen, request) for _ in range(CLIENTS)]
+    clients = [ask_until_refused(port_of(server), draw, seen, request) for _ in range(CLIENTS)]
     running = asyncio.gather(*clients)
     await asyncio.sleep(0.1 + 0.3 * draw.random())
     server.process.send_signal(signal.SIGTERM)
@@ -115,7 +93,7 @@ async def test_a_second_signal_shortens_it(start: Start, tiny_artifacts: Path, s
 
     assert (await _ask_anew(server, REQUEST)).status == 200  # it serves
     draw = random.Random(0)  # noqa: S311  # the same moments every time
-    asking = asyncio.create_task(client(port_of(server), draw, Counter()))
+    asking = asyncio.create_task(ask_until_refused(port_of(server), draw, Counter(), REQUEST))
     server.process.send_signal(signal.SIGTERM)
     while (await _ask_anew(server, get("/readyz"))).status == 200:
         pass

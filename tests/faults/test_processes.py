@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import time
@@ -19,7 +20,7 @@ from embedserve.processes.member import share
 from tests import tiny
 from tests.conftest import Server, Start, run
 from tests.faults.serving import until
-from tests.faults.traffic import connected, post
+from tests.faults.traffic import ask_until_refused, connected, post
 
 REQUEST = post({"model": "tiny", "input": "a b c"})
 CLIENTS = 40
@@ -134,28 +135,16 @@ async def test_sigterm_loses_nothing(two: Server) -> None:
     """Under clients that come back until none is let in: each request has its answer; exit 0."""
     seen: Counter[str] = Counter()
 
-    async def client() -> None:
-        while True:
-            try:
-                async with connected(port_of(two)) as connection:
-                    while connection.open:
-                        seen["sent"] += 1
-                        try:
-                            answer = await connection.ask(REQUEST)
-                        except (OSError, EOFError):
-                            seen["lost"] += 1
-                            break
-                        seen[f"{answer.status}"] += 1
-            except OSError:
-                return
-
-    clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+    draw = random.Random(0)  # noqa: S311  # how long each waits between two requests
+    asking = (ask_until_refused(port_of(two), draw, seen, REQUEST) for _ in range(CLIENTS))
+    clients = [asyncio.create_task(one) for one in asking]
     await asyncio.to_thread(until, lambda: seen["200"] > 3 * CLIENTS)
     two.process.send_signal(signal.SIGTERM)
     await asyncio.gather(*clients)
     print(dict(seen))
     assert seen["lost"] == 0
     assert seen["sent"] == seen["200"] > 3 * CLIENTS
+    assert seen["refused"] == CLIENTS
     assert await asyncio.to_thread(two.process.wait, 10) == 0
 
 

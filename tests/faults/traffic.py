@@ -92,6 +92,28 @@ async def connected(port: int) -> AsyncIterator[Connection]:
         connection.close()
 
 
+async def ask_until_refused(
+    port: int, draw: random.Random, seen: Counter[str], request: bytes
+) -> None:
+    """Ask on a connection as long as it is kept, then on another, until none can be had."""
+    while True:
+        try:
+            connection = await connect(port)
+        except OSError:
+            seen["refused"] += 1
+            return
+        while connection.open:
+            seen["sent"] += 1
+            try:
+                answer = await connection.ask(request)
+            except (OSError, EOFError):
+                seen["lost"] += 1
+                connection.close()
+            else:
+                seen[f"{answer.status}"] += 1
+                await asyncio.sleep(draw.choice((0.0, 0.001, 0.01)))
+
+
 @dataclass(slots=True)
 class Outcome:
     """Requests by status, and of each status the seconds from when one was due to its answer."""
