@@ -73,8 +73,5 @@ class Encoder:
     def usable(self, rows: Floats) -> list[bool]:
         """Whether each row (b, dimension) is finite, and not zero unless the model is a bag."""
         # A NaN or an infinity anywhere in a row, or a row of zeros, shows in its square sum.
-        if len(rows) == 1:  # einsum takes four times as long to begin
-            squares = [float(np.dot(rows[0], rows[0]))]
-        else:
-            squares = np.einsum("bd,bd->b", rows, rows).tolist()
-        return [s < float("inf") and (s > 0 or self.is_bag) for s in squares]
+        squares = np.einsum("bd,bd->b", rows, rows)
+        return [s < float("inf") and (s > 0 or self.is_bag) for s in squares.tolist()]
