@@ -58,6 +58,9 @@ _FILES = (
 _STAGE, _VIEW = "stage", "view"
 _PLACES = (_VIEW, tasks.DIRECTORY, pickles.DIRECTORY)
 
+# The provider that will serve what is quantized, and on which its loss is measured.
+_CERTIFIED_ON = "cpu"
+
 # Up to this many bytes of weights in float32, graph and reference are made at the same time.
 TOGETHER_BYTES = 1_000_000_000
 
@@ -203,14 +206,14 @@ def _quantized(
     path, corpus = stage / artifact.GRAPH, prose.read()
     maxima = int8.column_maxima(path, sequences)
     progress(f"embedding {len(corpus.texts)} texts in float32")
-    exact = quality.vectors(stage, replace(manifest, precision="fp32"), corpus)
+    exact = quality.vectors(stage, replace(manifest, precision="fp32"), corpus, _CERTIFIED_ON)
     model = int8.convert(path, maxima)
     tables = tuple(weights_file.tables(model.graph, spec.precision))
     manifest = replace(manifest, tables=tables)
     progress(f"embedding them in {spec.precision}")
-    found = quality.vectors(stage, manifest, corpus)
+    found = quality.vectors(stage, manifest, corpus, _CERTIFIED_ON)
     floor = max(artifact.FLOORS[spec.precision], spec.agreement or 0.0)
-    measured = quality.compare(exact, found, corpus, "cpu", floor)
+    measured = quality.compare(exact, found, corpus, _CERTIFIED_ON, floor)
     quality.check(measured, spec.name)
     return replace(manifest, quality=measured)
 

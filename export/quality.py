@@ -20,7 +20,7 @@ NEAREST = 10
 _PASS_TOKENS = 1024
 
 
-def vectors(directory: Path, manifest: Manifest, prose: Prose, provider: str = "cpu") -> Floats:
+def vectors(directory: Path, manifest: Manifest, prose: Prose, provider: str) -> Floats:
     """Embed the corpus with a staged artifact, as a server does: (texts, dim) float32."""
     tokenizer = Tokenizer(directory, manifest)
     encoder = Encoder.of(manifest.name, manifest, OnnxBackend(directory, manifest, provider))

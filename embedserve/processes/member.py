@@ -90,8 +90,7 @@ class Member:
 
     async def merged_metrics(self) -> bytes:
         """The metrics of all processes; RequestError when they do not come."""
-        if self._channel is None:
-            raise _not_ready("the processes' metrics cannot be asked for yet")
+        assert self._channel is not None  # nothing is served before `begin`
         if self._asked is None:  # else they are on their way to another request
             self._asked = asyncio.get_running_loop().create_future()
             self._channel.send(Kind.MERGE)
@@ -101,11 +100,8 @@ class Member:
         except TimeoutError:
             if self._asked is asked:
                 self._asked = None  # the next one asks again
-            raise _not_ready("the metrics of the other processes did not come") from None
-
-
-def _not_ready(message: str) -> RequestError:
-    return RequestError("not_ready", message, headers={"Retry-After": "1"})
+            message = "the metrics of the other processes did not come"
+            raise RequestError("not_ready", message, headers={"Retry-After": "1"}) from None
 
 
 def _check_live(readiness: Readiness) -> None:

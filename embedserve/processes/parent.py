@@ -112,10 +112,10 @@ class Parent:
 
     async def merged(self) -> bytes:
         """The metrics of all, gathered once for those who ask meanwhile, and not without pause."""
-        is_over = self._merging is None or self._merging.done()
-        if self._merging is None or (is_over and self._merges.is_left(time.perf_counter())):
-            self._merging = asyncio.create_task(self._gathered())
-        return await asyncio.shield(self._merging)
+        found = self._merging
+        if found is None or (found.done() and self._merges.is_left(time.perf_counter())):
+            found = self._merging = asyncio.create_task(self._gathered())
+        return await asyncio.shield(found)
 
     def _end(self, number: int) -> None:
         self._ending = True
