@@ -72,7 +72,7 @@ def compare(exact: Floats, found: Floats, prose: Prose, provider: str, floor: fl
 def agreement(expected: Floats, found: Floats, nearest: int) -> float:
     """The mean share of each query's nearest passages that both scores (queries, passages) have."""
     pairs = zip(_nearest(expected, nearest), _nearest(found, nearest), strict=True)
-    return float(np.mean([len(set(a) & set(b)) for a, b in pairs])) / nearest
+    return sum(len(set(a) & set(b)) for a, b in pairs) / (len(expected) * nearest)
 
 
 def _nearest(scores: Floats, count: int) -> list[list[int]]:

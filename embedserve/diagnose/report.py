@@ -132,10 +132,10 @@ def _model_rows(model: ArtifactState) -> Iterator[Row]:
     yield "fingerprint", manifest.fingerprint, ""
     yield "vectors", f"dimension {manifest.dimension}, {manifest.precision}", ""
     yield "max_tokens", f"{manifest.max_tokens}", ""
-    of = "1 - cosine to" if manifest.precision in FLOORS else "of"
+    what = "1 - cosine" if manifest.precision in FLOORS else "difference"
     within = parity and (
-        f"within {parity.max_abs_difference:.1e} {of} {parity.reference} on {parity.texts} texts "
-        f"({parity.tolerance:.0e} is accepted)"
+        f"{what} at most {parity.max_abs_difference:.1e} from {parity.reference} on "
+        f"{parity.texts} texts ({parity.tolerance:.0e} is accepted)"
     )
     yield "parity", within or "no certificate", ""
     if quality := manifest.quality:
